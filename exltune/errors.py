@@ -1,0 +1,110 @@
+"""Every error a user can cause, drawn as a tree; each class has its own exit code.
+
+ExltuneError
+├── UsageError              2   arguments that contradict each other or name nothing
+├── ModelError              3   the model directory cannot be used
+│   ├── NotAModelError     10
+│   ├── UnsupportedArchitectureError 11
+│   ├── MissingTensorError 12
+│   ├── CorruptFileError   13   truncated or unreadable safetensors
+│   └── NonFiniteError     14   NaN or inf in weights or activations
+├── BudgetError             4   nothing fits, or the target is out of range
+├── RecipeError             5   unknown or missing keys, impossible bits
+├── QuantMismatchError      6   base quants that belong to another model
+├── DataError               7   too few tokens, empty or unreadable texts
+├── OutputExistsError       8   an output is there and --force was not given
+└── VerdictError            9   the demo's tuned mix did not win
+"""
+
+from __future__ import annotations
+
+
+class ExltuneError(Exception):
+    """Something the user can mend: `what` went wrong, `where`, and the `fix`."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        parts = [what if where is None else f"{where}: {what}"]
+        if fix is not None:
+            parts.append(fix)
+        super().__init__(". ".join(part.rstrip(".") for part in parts) + ".")
+
+
+class UsageError(ExltuneError):
+    """Arguments that contradict each other or name nothing that exists."""
+
+    exit_code = 2
+
+
+class ModelError(ExltuneError):
+    """The model directory cannot be used."""
+
+    exit_code = 3
+
+
+class NotAModelError(ModelError):
+    """The path is no directory with a config.json and safetensors."""
+
+    exit_code = 10
+
+
+class UnsupportedArchitectureError(ModelError):
+    """The config names an architecture without a row in the inventory's table."""
+
+    exit_code = 11
+
+
+class MissingTensorError(ModelError):
+    """A tensor that the architecture needs is not in the safetensors files."""
+
+    exit_code = 12
+
+
+class CorruptFileError(ModelError):
+    """A safetensors or JSON file is truncated or unreadable."""
+
+    exit_code = 13
+
+
+class NonFiniteError(ModelError):
+    """Weights, activations or scores hold NaN or inf."""
+
+    exit_code = 14
+
+
+class BudgetError(ExltuneError):
+    """No mix fits the target, or the target is above the largest possible."""
+
+    exit_code = 4
+
+
+class RecipeError(ExltuneError):
+    """A recipe has unknown or missing keys, or bits that do not exist."""
+
+    exit_code = 5
+
+
+class QuantMismatchError(ExltuneError):
+    """A quant directory belongs to another model or is incomplete."""
+
+    exit_code = 6
+
+
+class DataError(ExltuneError):
+    """Texts that are empty, unreadable or too short for the tokens asked for."""
+
+    exit_code = 7
+
+
+class OutputExistsError(ExltuneError):
+    """An output is there already and may not be overwritten."""
+
+    exit_code = 8
+
+
+class VerdictError(ExltuneError):
+    """The tuned mix is not better than the uniform quant on held-out tokens."""
+
+    exit_code = 9

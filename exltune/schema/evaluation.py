@@ -1,0 +1,76 @@
+"""Evaluation rows and the verdict of a tune."""
+
+from __future__ import annotations
+
+from exltune.schema.base import Record
+from exltune.schema.provenance import Provenance
+
+
+class EvaluationRow(Record):
+    """One quant on held-out tokens; KL in nats/token, each with its standard error over rows.
+
+    `path` is None for a mix that was scored from base quants and never written out.
+    """
+
+    name: str
+    path: str | None
+    size_bytes: int
+    bpw: float
+    head_bpw: float
+    kl_quant_ref: float
+    kl_quant_ref_se: float
+    kl_ref_quant: float
+    kl_ref_quant_se: float
+    perplexity: float
+    top_1: float
+    top_2: float
+    top_3: float
+    top_4: float
+    top_5: float
+    tokens: int
+
+
+class Evaluation(Record):
+    """What `exltune evaluate` writes."""
+
+    rows: tuple[EvaluationRow, ...]
+    provenance: Provenance
+
+
+class PairedDifference(Record):
+    """mean of KL(reference‖baseline) - KL(reference‖tuned) in nats/token over the same rows; positive is better."""
+
+    mean: float
+    se: float
+    ci_low: float
+    ci_high: float
+
+
+class MethodRow(Record):
+    """A seed that was tried: its bytes and what it scored on the search set (nats/token)."""
+
+    name: str
+    size_bytes: int
+    bpw: float
+    kl_ref_quant: float
+    kl_ref_quant_se: float
+    predicted_kld: float | None = None
+
+
+class Verdict(Record):
+    """Tuned against uniform on held-out tokens, and every method that was tried."""
+
+    source: str
+    tuned: EvaluationRow
+    uniform: EvaluationRow
+    difference: float
+    difference_ci95: tuple[float, float]
+    methods: tuple[MethodRow, ...]
+
+
+class TuneResult(Record):
+    """The one object that `tune --json` and `demo --json` end with."""
+
+    recipe: str
+    model: str
+    verdict: Verdict

@@ -1,0 +1,83 @@
+"""What a model is made of: its linears, their roles, and the groups that share one bit width."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from exltune.schema.base import Record
+
+
+class Role(StrEnum):
+    """What a group of linears does; the ties of exllamav3's kernels are part of the role."""
+
+    ATTN_Q = "attn.q"
+    ATTN_KV = "attn.kv"
+    ATTN_O = "attn.o"
+    MLP_GATE_UP = "mlp.gate_up"
+    MLP_DOWN = "mlp.down"
+    SHARED_GATE_UP = "shared.gate_up"
+    SHARED_DOWN = "shared.down"
+    EXPERTS_GATE_UP = "experts.gate_up"
+    EXPERTS_DOWN = "experts.down"
+    ROUTER = "router"
+    HEAD = "head"
+
+    @property
+    def part(self) -> str:
+        """The coarser l2 part of a layer: attn, mlp, shared, experts; router and head are their own."""
+        return self.value.split(".", maxsplit=1)[0]
+
+
+class LinearSpec(Record):
+    """One linear layer; `key` is exllamav3's module key, weights are (in_features, out_features) there."""
+
+    key: str
+    role: Role
+    layer: int | None
+    in_features: int
+    out_features: int
+    bias: bool = False
+
+    @property
+    def padded_in(self) -> int:
+        """in_features rounded up to 128, as stored."""
+        return -(-self.in_features // 128) * 128
+
+    @property
+    def padded_out(self) -> int:
+        """out_features rounded up to 128, as stored."""
+        return -(-self.out_features // 128) * 128
+
+
+class Group(Record):
+    """Linears that take one bit width together (level l3), e.g. id `3.experts.down` or `head`."""
+
+    id: str
+    role: Role
+    layer: int | None
+    tensors: tuple[str, ...]
+    numel: int
+
+
+class Inventory(Record):
+    """The linears and groups of a model, from its config.json and safetensors headers alone.
+
+    `linears` holds every linear in forward order: those in groups, the fp16 router gates
+    (role ROUTER, in no group) and the head. `groups` are the l3 groups in forward order, without the head;
+    `head` is the head's own group. `parameters` counts all tensors of the checkpoint that the model uses.
+    """
+
+    architecture: str
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    tied_head: bool
+    parameters: int
+    linears: tuple[LinearSpec, ...]
+    groups: tuple[Group, ...]
+    head: Group
+
+    @property
+    def quantizable_parameters(self) -> int:
+        """Weights in groups, head excluded."""
+        return sum(group.numel for group in self.groups)

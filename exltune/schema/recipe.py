@@ -1,0 +1,30 @@
+"""The recipe that `exllamav3.conversion.convert_model --recipe` takes, with our block beside it."""
+
+from __future__ import annotations
+
+from exltune.schema.base import Record
+from exltune.schema.provenance import Provenance
+
+
+class RecipeDetail(Record):
+    """What exltune adds and exllamav3 ignores. Predicted and measured KL are different fields, never mixed."""
+
+    schema_version: int = 1
+    source: str
+    choices: dict[str, str]
+    size_bytes: int
+    head_choice: str
+    predicted_kld_nats: float | None = None
+    measured_kld_nats: float | None = None
+    measured_kld_se_nats: float | None = None
+    provenance: Provenance
+
+
+class Recipe(Record):
+    """Bits per module key; 16 means stored unquantized. Keys may be globs, the last match wins."""
+
+    target_bpw: float | None = None
+    achieved_bpw: float | None = None
+    head_bits: float | None = None
+    tensors: dict[str, float]
+    exltune: RecipeDetail | None = None
