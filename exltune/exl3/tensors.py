@@ -1,0 +1,142 @@
+"""Safetensors of a model directory, read lazily and checked first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from exltune.errors import CorruptFileError, MissingTensorError, NotAModelError
+
+_DTYPE_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+}
+_DTYPE_BYTES |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies and what it is, from a safetensors header."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.nbytes // _DTYPE_BYTES[self.dtype]
+
+
+class TensorFiles:
+    """All safetensors of a directory; headers are read and lengths checked when it is made.
+
+    Raises: NotAModelError without config.json or safetensors, CorruptFileError for a truncated or unreadable
+    file, MissingTensorError for a shard that the index names and the directory lacks.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.entries: dict[str, TensorEntry] = {}
+        files = _safetensors_in(self.path)
+        for file in files:
+            for name, entry in read_header(file).items():
+                self.entries[name] = entry
+        self.files = files
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def entry(self, name: str) -> TensorEntry:
+        """Header entry of a tensor. Raises: MissingTensorError."""
+        found = self.entries.get(name)
+        if found is None:
+            raise MissingTensorError(
+                f"tensor {name!r} is missing", where=str(self.path), fix="Download or convert the model again"
+            )
+        return found
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor as stored, in its own dtype. Raises: MissingTensorError, CorruptFileError."""
+        entry = self.entry(name)
+        try:
+            with safe_open(entry.file, framework="pt", device="cpu") as handle:
+                tensor: torch.Tensor = handle.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise _corrupt(entry.file, str(error)) from error
+        return tensor
+
+    def with_prefix(self, prefix: str) -> list[str]:
+        """Names of all tensors whose name begins with `prefix`, sorted."""
+        return sorted(name for name in self.entries if name.startswith(prefix))
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """Entries of one safetensors file; its length must be what the header promises. Raises: CorruptFileError."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise _corrupt(file, "it is cut off within its header")
+            header = json.loads(handle.read(length))
+        header.pop("__metadata__", None)
+        entries = {
+            name: TensorEntry(
+                file, tuple(e["shape"]), e["dtype"], e["data_offsets"][1] - e["data_offsets"][0]
+            )
+            for name, e in header.items()
+        }
+        promised = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _corrupt(file, f"its header cannot be read ({error})") from error
+    if size != promised:
+        raise _corrupt(file, f"it has {size:,} bytes where its header promises {promised:,}")
+    return entries
+
+
+def _safetensors_in(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise NotAModelError("no such directory", where=str(path), fix="Give the path of a model directory")
+    if not (path / "config.json").is_file():
+        raise NotAModelError(
+            "it holds no config.json", where=str(path), fix="Give the path of a model directory"
+        )
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise _corrupt(index, f"it cannot be read ({error})") from error
+        absent = [name for name in names if not (path / name).is_file()]
+        if absent:
+            raise MissingTensorError(
+                f"shards named by the index are missing: {', '.join(absent)}",
+                where=str(path),
+                fix="Download the model again",
+            )
+        return [path / name for name in names]
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise NotAModelError(
+            "it holds no safetensors",
+            where=str(path),
+            fix="Only safetensors checkpoints are read; convert it first",
+        )
+    return files
+
+
+def _corrupt(file: Path, what: str) -> CorruptFileError:
+    return CorruptFileError(f"the file is damaged: {what}", where=str(file), fix="Download or write it again")
