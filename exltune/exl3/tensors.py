@@ -94,9 +94,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             header = json.loads(handle.read(length))
         header.pop("__metadata__", None)
         entries = {
-            name: TensorEntry(
-                file, tuple(e["shape"]), e["dtype"], e["data_offsets"][1] - e["data_offsets"][0]
-            )
+            name: TensorEntry(file, tuple(e["shape"]), e["dtype"], e["data_offsets"][1] - e["data_offsets"][0])
             for name, e in header.items()
         }
         promised = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
@@ -111,9 +109,7 @@ def _safetensors_in(path: Path) -> list[Path]:
     if not path.is_dir():
         raise NotAModelError("no such directory", where=str(path), fix="Give the path of a model directory")
     if not (path / "config.json").is_file():
-        raise NotAModelError(
-            "it holds no config.json", where=str(path), fix="Give the path of a model directory"
-        )
+        raise NotAModelError("it holds no config.json", where=str(path), fix="Give the path of a model directory")
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
