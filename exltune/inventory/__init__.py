@@ -1,0 +1,26 @@
+"""Tensors, roles, groups and ties of a model, from its config.json and safetensors headers alone."""
+
+from exltune.inventory.architectures import ARCHITECTURES, Architecture, architecture
+from exltune.inventory.config import ModelShape, model_shape, read_config
+from exltune.inventory.identity import check_same_model, model_fingerprint
+from exltune.inventory.inventory import (
+    groups_at_level,
+    inventory_from_config,
+    load_inventory,
+    unquantized_tensor_names,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "ModelShape",
+    "architecture",
+    "check_same_model",
+    "groups_at_level",
+    "inventory_from_config",
+    "load_inventory",
+    "model_fingerprint",
+    "model_shape",
+    "read_config",
+    "unquantized_tensor_names",
+]

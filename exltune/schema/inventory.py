@@ -59,6 +59,16 @@ class Group(Record):
     numel: int
 
 
+class Part(Record):
+    """What is probed together: one group (l3) or a layer's part (l2, e.g. `3.experts`); members are group ids."""
+
+    id: str
+    role: Role | str
+    layer: int | None
+    members: tuple[str, ...]
+    numel: int
+
+
 class Inventory(Record):
     """The linears and groups of a model, from its config.json and safetensors headers alone.
 

@@ -1,0 +1,95 @@
+"""Whether two directories hold the same model, and a fingerprint to remember one by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from exltune.errors import CorruptFileError, MissingTensorError, QuantMismatchError, UnsupportedArchitectureError
+from exltune.exl3.tensors import TensorFiles
+from exltune.inventory.config import model_shape, read_config
+from exltune.inventory.inventory import inventory_from_config, verify_headers
+from exltune.inventory.layout import unquantized_shapes
+
+_MIB = 1 << 20
+#: Files up to this size are hashed whole.
+_WHOLE_BYTES = 64 * _MIB
+#: Config keys that say nothing about the model.
+_VOLATILE = ("transformers_version", "_name_or_path", "use_cache")
+#: Config values beyond the shapes that change what the weights compute.
+_COMPUTE_KEYS = (
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "num_experts_per_tok",
+    "routed_scaling_factor",
+    "sliding_window",
+)
+
+
+def model_fingerprint(model_dir: str | Path) -> str:
+    """sha256 (hex) over config.json, every safetensors header and samples of content.
+
+    A file up to 64 MiB is hashed whole; of a larger one the first, middle and last MiB, so that 700 GB take seconds.
+    Raises: NotAModelError, CorruptFileError, MissingTensorError.
+    """
+    config = {key: value for key, value in read_config(model_dir).items() if key not in _VOLATILE}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for file in TensorFiles(model_dir).files:
+        digest.update(file.name.encode())
+        _add_file(digest, file)
+    return digest.hexdigest()
+
+
+def check_same_model(model_dir: str | Path, quant_dir: str | Path) -> None:
+    """Check that a quant was made from this model: shapes, settings and the values of all norms (as fp16).
+
+    Raises: QuantMismatchError for another or an incomplete model, and what reading either directory raises.
+    """
+    model, quant = Path(model_dir), Path(quant_dir)
+    _check_configs(model, quant)
+    model_files, quant_files = TensorFiles(model), TensorFiles(quant)
+    config = read_config(model)
+    plain = unquantized_shapes(model_shape(config, str(model)))
+    try:
+        verify_headers(inventory_from_config(config), plain, quant_files)
+    except (MissingTensorError, CorruptFileError, UnsupportedArchitectureError) as error:
+        raise _mismatch(quant, model, error.what) from error
+    for name in plain:
+        if "norm" in name and not torch.equal(model_files.get(name).half(), quant_files.get(name).half()):
+            raise _mismatch(quant, model, f"{name} has other values")
+
+
+def _check_configs(model: Path, quant: Path) -> None:
+    ours, theirs = read_config(model), read_config(quant)
+    if model_shape(ours, str(model)) != model_shape(theirs, str(quant)):
+        raise _mismatch(quant, model, "config.json describes another architecture or other sizes")
+    for key in _COMPUTE_KEYS:
+        if key in ours and key in theirs and ours[key] != theirs[key]:
+            raise _mismatch(quant, model, f"{key} is {theirs[key]!r} instead of {ours[key]!r}")
+
+
+def _mismatch(quant: Path, model: Path, what: str) -> QuantMismatchError:
+    return QuantMismatchError(
+        f"it is no complete quant of {model}: {what}",
+        where=str(quant),
+        fix="Quantize this model again, or name the model that the quant was made from",
+    )
+
+
+def _add_file(digest: hashlib._Hash, file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        if size <= _WHOLE_BYTES:
+            digest.update(handle.read())
+            return
+        length = int.from_bytes(handle.read(8), "little")
+        digest.update(handle.read(length))
+        for start in (8 + length, size // 2, size - _MIB):
+            handle.seek(start)
+            digest.update(handle.read(_MIB))

@@ -1,0 +1,149 @@
+"""The inventory of a model: its linears and the groups that take one bit width together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from exltune.errors import CorruptFileError, MissingTensorError, UnsupportedArchitectureError
+from exltune.exl3.tensors import TensorFiles
+from exltune.inventory.config import ModelShape, model_shape, read_config
+from exltune.inventory.layout import EMBEDDING, HEAD_KEY, linears, parameters, unquantized_shapes
+from exltune.schema.inventory import Group, Inventory, LinearSpec, Part, Role
+
+_PLAIN_DTYPES = ("BF16", "F16", "F32")
+
+
+def inventory_from_config(config: Mapping[str, Any], where: str = "config.json") -> Inventory:
+    """The inventory that a config promises, without looking at weights.
+
+    Raises: UnsupportedArchitectureError, NotAModelError.
+    """
+    return _inventory(model_shape(config, where))
+
+
+def load_inventory(model_dir: str | Path) -> Inventory:
+    """The inventory of a model directory or an EXL3 directory, checked against its safetensors headers.
+
+    Raises: NotAModelError, UnsupportedArchitectureError naming the supported classes, MissingTensorError naming
+    the tensor, CorruptFileError for damaged files and for shapes that are not the config's.
+    """
+    path = Path(model_dir)
+    shape = model_shape(read_config(path), str(path / "config.json"))
+    files = TensorFiles(path)
+    inventory = _inventory(shape, tied=shape.tied and f"{HEAD_KEY}.weight" not in files)
+    verify_headers(inventory, unquantized_shapes(shape), files)
+    return inventory
+
+
+def unquantized_tensor_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of all tensors that stay as they are: embedding, norms, routers and their buffers; no biases."""
+    return tuple(unquantized_shapes(model_shape(config)))
+
+
+def verify_headers(inventory: Inventory, plain: Mapping[str, tuple[int, ...]], files: TensorFiles) -> None:
+    """Check that every tensor is there in its shape. Raises: MissingTensorError, CorruptFileError."""
+    for name, dims in plain.items():
+        _expect(files, name, dims)
+    for spec in inventory.linears:
+        if spec.role is Role.HEAD and inventory.tied_head and f"{HEAD_KEY}.trellis" not in files:
+            _expect(files, EMBEDDING, (spec.out_features, spec.in_features))
+        elif spec.role is not Role.ROUTER:
+            _expect_linear(files, spec)
+
+
+def groups_at_level(inventory: Inventory, level: int) -> tuple[Part, ...]:
+    """What is probed together: single groups at level 3, parts of a layer (`3.experts`) at level 2; no head."""
+    if level not in (2, 3):
+        raise ValueError(f"level must be 2 or 3, not {level}")
+    members: dict[str, list[Group]] = {}
+    for group in inventory.groups:
+        members.setdefault(group.id if level == 3 else f"{group.layer}.{group.role.part}", []).append(group)
+    return tuple(
+        Part(
+            id=part,
+            role=groups[0].role if level == 3 else groups[0].role.part,
+            layer=groups[0].layer,
+            members=tuple(group.id for group in groups),
+            numel=sum(group.numel for group in groups),
+        )
+        for part, groups in members.items()
+    )
+
+
+def _inventory(shape: ModelShape, tied: bool | None = None) -> Inventory:
+    specs = tuple(linears(shape))
+    *groups, head = _groups(spec for spec in specs if spec.role is not Role.ROUTER)
+    return Inventory(
+        architecture=shape.row.name,
+        layers=shape.layers,
+        hidden_size=shape.hidden,
+        vocab_size=shape.vocab,
+        tied_head=shape.tied if tied is None else tied,
+        parameters=parameters(shape),
+        linears=specs,
+        groups=tuple(groups),
+        head=head,
+    )
+
+
+def _groups(specs: Iterable[LinearSpec]) -> list[Group]:
+    members: dict[tuple[int | None, Role], list[LinearSpec]] = {}
+    for spec in specs:
+        members.setdefault((spec.layer, spec.role), []).append(spec)
+    return [
+        Group(
+            id=role.value if layer is None else f"{layer}.{role.value}",
+            role=role,
+            layer=layer,
+            tensors=tuple(spec.key for spec in group),
+            numel=sum(spec.in_features * spec.out_features for spec in group),
+        )
+        for (layer, role), group in members.items()
+    ]
+
+
+def _expect_linear(files: TensorFiles, spec: LinearSpec) -> None:
+    if f"{spec.key}.trellis" in files:
+        _expect_trellis(files, spec)
+    else:
+        _expect(files, f"{spec.key}.weight", (spec.out_features, spec.in_features))
+        if files.entry(f"{spec.key}.weight").dtype not in _PLAIN_DTYPES:
+            raise UnsupportedArchitectureError(
+                f"{spec.key}.weight is stored as {files.entry(f'{spec.key}.weight').dtype}",
+                where=str(files.path),
+                fix="Give a checkpoint in bf16, fp16 or fp32",
+            )
+    if spec.bias and f"{spec.key}.bias" not in files:
+        raise _missing(files, f"{spec.key}.bias")
+
+
+def _expect_trellis(files: TensorFiles, spec: LinearSpec) -> None:
+    found = files.entry(f"{spec.key}.trellis").shape
+    tiles = (spec.padded_in // 16, spec.padded_out // 16)
+    if found[:2] != tiles:
+        raise _wrong_shape(files, f"{spec.key}.trellis", found, (*tiles, 16 * 2))
+    _expect(files, f"{spec.key}.suh", (spec.padded_in,))
+    _expect(files, f"{spec.key}.svh", (spec.padded_out,))
+
+
+def _expect(files: TensorFiles, name: str, dims: tuple[int, ...]) -> None:
+    if name not in files:
+        raise _missing(files, name)
+    if files.entry(name).shape != dims:
+        raise _wrong_shape(files, name, files.entry(name).shape, dims)
+
+
+def _missing(files: TensorFiles, name: str) -> MissingTensorError:
+    return MissingTensorError(
+        f"the tensor {name} is missing", where=str(files.path), fix="Download or convert the model again"
+    )
+
+
+def _wrong_shape(files: TensorFiles, name: str, found: tuple[int, ...], dims: tuple[int, ...]) -> CorruptFileError:
+    return CorruptFileError(
+        f"the tensor {name} has shape {found} where config.json implies {dims}",
+        where=str(files.path),
+        fix="config.json and the safetensors do not belong together: download both again",
+    )
