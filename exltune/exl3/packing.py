@@ -46,7 +46,9 @@ def pack_states(states: npt.NDArray[np.uint16], bits: float) -> npt.NDArray[np.i
     position = np.repeat(np.arange(TILE), steps)  # (stream bits,) tile position that each stream bit comes from
     shift = np.concatenate([np.arange(s)[::-1] for s in steps])  # (stream bits,) its place within the state
     stream = (states[:, position] >> shift.astype(np.uint16)) & 1  # (n, stream bits)
-    packed = np.ascontiguousarray(np.packbits(stream.astype(np.uint8), axis=1)).view(">u2").astype(np.uint16)  # (n, words)
+    packed = (
+        np.ascontiguousarray(np.packbits(stream.astype(np.uint8), axis=1)).view(">u2").astype(np.uint16)
+    )  # (n, words)
     return _swap_pairs(packed).view(np.int16)
 
 

@@ -177,5 +177,3 @@ def make_encoder(whole: int, half: bool) -> Encoder:
                 encode_tile(tiles[n], even, odd, table, rows[worker], scratch, states[n])
 
     return encode  # type: ignore[no-any-return]
-
-
