@@ -65,4 +65,5 @@ def _mul1(states: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
     summed = (byte_sum + np.uint32(0x6400)).astype(np.uint16).view(np.float16)
     scale, bias = np.array([0x1EEE, 0xC931], dtype=np.uint16).view(np.float16).astype(np.float64)
     # fma rounds once: the product and the sum are exact in float64.
-    return (summed.astype(np.float64) * scale + bias).astype(np.float16).astype(np.float32)
+    values: npt.NDArray[np.float32] = (summed.astype(np.float64) * scale + bias).astype(np.float16).astype(np.float32)
+    return values

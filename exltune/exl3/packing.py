@@ -19,7 +19,8 @@ def _tensor_core_permutation() -> npt.NDArray[np.int64]:
     thread = np.arange(32)
     rows = (thread % 4 * 2)[:, None] + np.array([0, 1, 8, 9, 0, 1, 8, 9])  # (32, 8)
     columns = (thread // 4)[:, None] + np.array([0, 0, 0, 0, 8, 8, 8, 8])  # (32, 8)
-    return (rows * 16 + columns).reshape(TILE)
+    order: npt.NDArray[np.int64] = (rows * 16 + columns).reshape(TILE)
+    return order
 
 
 TENSOR_CORE_PERM = _tensor_core_permutation()
@@ -59,7 +60,8 @@ def unpack_states(packed: npt.NDArray[np.int16], bits: float) -> npt.NDArray[np.
     start = (end - WINDOW) % (words.shape[1] * WINDOW)
     word, offset = start // WINDOW, start % WINDOW
     both = (words[:, word] << np.uint64(WINDOW)) | words[:, (word + 1) % words.shape[1]]  # (n, 256), 32 bits
-    return ((both >> (WINDOW - offset).astype(np.uint64)) & np.uint64(0xFFFF)).astype(np.uint16)
+    states: npt.NDArray[np.uint16] = (both >> (WINDOW - offset).astype(np.uint64)).astype(np.uint16)  # keeps 16 bits
+    return states
 
 
 def _swap_pairs(words: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +33,7 @@ _FAST = {"nnan", "nsz", "contract"}
 _jit = numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
 
 Floats = npt.NDArray[np.float32]
-Encoder = Callable[[Floats, Floats, Floats, Floats, npt.NDArray[np.uint16]], None]
+Encoder = Callable[[Floats, Floats, Floats, Floats, Floats, npt.NDArray[np.uint16]], None]
 
 
 def _axes(bits_in: int, bits_out: int) -> tuple[int, int, int]:
@@ -74,7 +73,7 @@ def _make_step_along_a(k_size: int, a_size: int, j_size: int) -> Callable[..., N
                 for j in range(j_size):
                     cost_out[(a0 + a) * j_size + j] = scratch[j, a]
 
-    return step  # type: ignore[no-any-return]
+    return step
 
 
 def _make_step_along_j(k_size: int, a_size: int, j_size: int) -> Callable[..., None]:
@@ -92,7 +91,7 @@ def _make_step_along_j(k_size: int, a_size: int, j_size: int) -> Callable[..., N
                         best = min(best, cost_in[(k0 + k) * a_size + a] + error * error)
                     cost_out[a * j_size + j] = best
 
-    return step  # type: ignore[no-any-return]
+    return step
 
 
 @_jit
@@ -176,4 +175,4 @@ def make_encoder(whole: int, half: bool) -> Encoder:
             for n in range(worker, tiles.shape[0], workers):
                 encode_tile(tiles[n], even, odd, table, rows[worker], scratch, states[n])
 
-    return encode  # type: ignore[no-any-return]
+    return encode
