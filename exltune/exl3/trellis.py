@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -12,22 +15,33 @@ from exltune.exl3.codebooks import Codebook, check_bits, codebook_values
 from exltune.exl3.packing import TILE
 from exltune.exl3.viterbi import arrange_values, make_encoder
 
+_arranged = cache(arrange_values)
 _scratch = threading.local()
 
 
 def encode_tiles(tiles: npt.NDArray[np.float32], bits: float, codebook: Codebook) -> npt.NDArray[np.uint16]:
     """States (n, 256) whose codebook values are nearest, in squared error, to tiles (n, 256) in tensor-core order.
 
-    Raises: UsageError for a width that the codebook lacks.
+    All cores take part. Raises: UsageError for a width that the codebook lacks.
     """
     check_bits(bits, codebook)
     tiles = np.ascontiguousarray(tiles, dtype=np.float32)
     states = np.empty(tiles.shape, dtype=np.uint16)
-    whole, half = int(bits), bits != int(bits)
-    other = whole + half
-    encoder = make_encoder(whole, half)
-    even, odd = arrange_values(codebook, whole, other), arrange_values(codebook, other, whole)
-    encoder(tiles, even, odd, codebook_values(codebook), _cost_rows(65536 >> whole), states)
+    even = int(bits)
+    odd = even + (bits != even)
+    encoder, table = make_encoder(even, odd), codebook_values(codebook)
+    at_even, at_odd = _arranged(codebook, even, odd), _arranged(codebook, odd, even)
+
+    def encode(part: slice) -> None:
+        encoder(tiles[part], at_even, at_odd, table, _cost_rows(65536 >> even), states[part])
+
+    workers = min(_cores(), len(tiles))
+    bounds = np.linspace(0, len(tiles), workers + 1).astype(int)
+    parts = [slice(low, high) for low, high in pairwise(bounds)]
+    if workers <= 1:
+        encode(slice(None))
+    else:
+        list(_pool().map(encode, parts))
     return states
 
 
@@ -36,11 +50,20 @@ def decode_states(states: npt.NDArray[np.uint16], codebook: Codebook) -> npt.NDA
     return codebook_values(codebook)[states]
 
 
+@cache
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="encode")
+
+
 def _cost_rows(nodes: int) -> npt.NDArray[np.float32]:
-    """Scratch (threads, 256 + 2, nodes), kept from call to call: at low widths it is tens of MiB a thread."""
-    shape = (numba.get_num_threads(), TILE + 2, nodes)
+    """A thread's own scratch (256 + 2, nodes), kept from call to call: at low widths it is tens of MiB."""
     rows: npt.NDArray[np.float32] | None = getattr(_scratch, "rows", None)
-    if rows is None or rows.shape != shape:
-        rows = np.empty(shape, dtype=np.float32)
+    if rows is None or rows.shape[1] != nodes:
+        rows = np.empty((TILE + 2, nodes), dtype=np.float32)
         _scratch.rows = rows
     return rows

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import cast
 
 import numba
 import numpy as np
@@ -31,9 +32,12 @@ _LANES = 16
 _BLOCK = 64
 _FAST = {"nnan", "nsz", "contract"}
 _jit = numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+#: Inlined by force, so that sizes given as constants reach the vectorizer as constants.
+_inline = numba.njit(nogil=True, fastmath=_FAST, error_model="numpy", forceinline=True)
 
 Floats = npt.NDArray[np.float32]
-Encoder = Callable[[Floats, Floats, Floats, Floats, Floats, npt.NDArray[np.uint16]], None]
+States = npt.NDArray[np.uint16]
+Encoder = Callable[[Floats, Floats, Floats, Floats, Floats, States], None]
 
 
 def _axes(bits_in: int, bits_out: int) -> tuple[int, int, int]:
@@ -42,56 +46,59 @@ def _axes(bits_in: int, bits_out: int) -> tuple[int, int, int]:
 
 
 def arrange_values(codebook: Codebook, bits_in: int, bits_out: int) -> Floats:
-    """Codebook values in the order that the step kernel reads them: (j, k, a) where j is short, else (k, a, j)."""
+    """Codebook values, flat, in the order that the step reads them: (j, k, a) where j is short, else (k, a, j)."""
     k, a, j = _axes(bits_in, bits_out)
     values = codebook_values(codebook).reshape(k, a, j)
-    return np.ascontiguousarray(values.transpose(2, 0, 1) if j < _LANES else values)
+    return np.ascontiguousarray(values.transpose(2, 0, 1) if j < _LANES else values).reshape(-1)
 
 
-def _make_step(bits_in: int, bits_out: int) -> Callable[..., None]:
-    """Kernel for one position: node costs (k, a) -> node costs (a, j)."""
-    k_size, a_size, j_size = _axes(bits_in, bits_out)
-    if j_size < _LANES:
-        return _make_step_along_a(k_size, a_size, j_size)
-    return _make_step_along_j(k_size, a_size, j_size)
-
-
-def _make_step_along_a(k_size: int, a_size: int, j_size: int) -> Callable[..., None]:
+@_inline
+def _step_along_a(
+    cost_in: Floats,
+    cost_out: Floats,
+    values: Floats,
+    w: np.float32,
+    lanes: Floats,
+    k_size: int,
+    a_size: int,
+    j_size: int,
+) -> None:
+    """Node costs (k, a) -> (a, j), vectors along a; `lanes` (j, block) takes the results before they interleave."""
     block = min(a_size, _BLOCK)
-
-    @_jit
-    def step(cost_in: Floats, cost_out: Floats, values: Floats, w: np.float32, scratch: Floats) -> None:
-        for a0 in range(0, a_size, block):
-            for j in range(j_size):
-                for a in range(block):
-                    best = np.float32(np.inf)
-                    for k in range(k_size):
-                        error = values[j, k, a0 + a] - w
-                        best = min(best, cost_in[k * a_size + a0 + a] + error * error)
-                    scratch[j, a] = best
+    for a0 in range(0, a_size, block):
+        for j in range(j_size):
             for a in range(block):
-                for j in range(j_size):
-                    cost_out[(a0 + a) * j_size + j] = scratch[j, a]
+                best = np.float32(np.inf)
+                for k in range(k_size):
+                    error = values[(j * k_size + k) * a_size + a0 + a] - w
+                    best = min(best, cost_in[k * a_size + a0 + a] + error * error)
+                lanes[j, a] = best
+        for a in range(block):
+            for j in range(j_size):
+                cost_out[(a0 + a) * j_size + j] = lanes[j, a]
 
-    return step
 
-
-def _make_step_along_j(k_size: int, a_size: int, j_size: int) -> Callable[..., None]:
+@_inline
+def _step_along_j(
+    cost_in: Floats,
+    cost_out: Floats,
+    values: Floats,
+    w: np.float32,
+    lanes: Floats,
+    k_size: int,
+    a_size: int,
+    j_size: int,
+) -> None:
+    """Node costs (k, a) -> (a, j), vectors along j."""
     block = min(k_size, _LANES)
-
-    @_jit
-    def step(cost_in: Floats, cost_out: Floats, values: Floats, w: np.float32, scratch: Floats) -> None:
-        for a in range(a_size):
-            cost_out[a * j_size : (a + 1) * j_size] = np.float32(np.inf)
-            for k0 in range(0, k_size, block):
-                for j in range(j_size):
-                    best = cost_out[a * j_size + j]
-                    for k in range(block):
-                        error = values[k0 + k, a, j] - w
-                        best = min(best, cost_in[(k0 + k) * a_size + a] + error * error)
-                    cost_out[a * j_size + j] = best
-
-    return step
+    for a in range(a_size):
+        for k0 in range(0, k_size, block):
+            for j in range(j_size):
+                best = np.float32(np.inf) if k0 == 0 else cost_out[a * j_size + j]
+                for k in range(block):
+                    error = values[((k0 + k) * a_size + a) * j_size + j] - w
+                    best = min(best, cost_in[(k0 + k) * a_size + a] + error * error)
+                cost_out[a * j_size + j] = best
 
 
 @_jit
@@ -107,72 +114,61 @@ def _best_branch(cost_in: Floats, table: Floats, w: np.float32, node: int, bits_
     return best_state
 
 
+@_jit
+def _backward(
+    tile: Floats, table: Floats, rows: Floats, node: int, last: int, first: int, even: int, odd: int, states: States
+) -> int:
+    """Fill states[0..last] along the best path into `node`; the in node of position 0. Row `first` precedes it."""
+    for i in range(last, -1, -1):
+        bits_in, bits_out = (even, odd) if i % 2 == 0 else (odd, even)
+        state = _best_branch(rows[i - 1 if i > 0 else first], table, tile[i], node, bits_in, bits_out)
+        states[i] = state
+        node = state >> bits_in
+    return node
+
+
 @cache
-def make_encoder(whole: int, half: bool) -> Encoder:
-    """Compiled encoder for `whole` bits, or `whole` + 0.5 where `half`; tiles are spread over numba's threads.
+def make_encoder(even: int, odd: int) -> Encoder:
+    """Compiled encoder for `even` new bits at even positions and `odd` at odd ones, on one core without the GIL.
 
-    Called with tiles (n, 256), values in the order of even and of odd positions (`arrange_values`), the plain
-    codebook (65536,), scratch costs (threads, 258, 65536 >> whole) and states (n, 256), which it fills.
+    Called with tiles (n, 256), values as `arrange_values` gives them for even and for odd positions, the plain
+    codebook (65536,), scratch costs (258, 65536 >> even), and states (n, 256), which it fills.
     """
-    other = whole + 1 if half else whole
-    even_step, odd_step = _make_step(whole, other), _make_step(other, whole)
-    j_size = 1 << other
+    k_even, a_even, j_even = _axes(even, odd)
+    k_odd, a_odd, j_odd = _axes(odd, even)
+    even_along_a, odd_along_a = j_even < _LANES, j_odd < _LANES
+    nodes = _STATES >> even
 
+    # Closures hold plain numbers only: numba's cache on disk cannot key closures over compiled functions.
     @_jit
-    def forward(tile: Floats, even: Floats, odd: Floats, rows: Floats, scratch: Floats, start: int, keep: int) -> None:
-        # rows[256] and rows[257] alternate while nothing is kept; rows[i] holds the costs after position i.
-        source = 256
-        for n in range(TILE):
-            i = (start + n) % TILE
-            target = i if n >= keep else (257 if source == 256 else 256)
-            if i % 2 == 0:
-                even_step(rows[source], rows[target], even, tile[i], scratch)
-            else:
-                odd_step(rows[source], rows[target], odd, tile[i], scratch)
-            source = target
+    def encode(tiles: Floats, at_even: Floats, at_odd: Floats, table: Floats, rows: Floats, states: States) -> None:
+        lanes = np.empty((_LANES, _BLOCK), dtype=np.float32)
+        for n in range(tiles.shape[0]):
+            tile = tiles[n]
+            seam = -1
+            for turn in range(2):
+                # Turn 0 starts in the middle and keeps costs from position 255 on; turn 1 keeps them all.
+                start, keep = (_HALF, _HALF - 1) if turn == 0 else (0, 0)
+                rows[TILE, :nodes] = np.float32(0.0) if turn == 0 else np.float32(np.inf)
+                rows[TILE, max(seam, 0)] = np.float32(0.0)
+                source = TILE
+                for step in range(TILE):
+                    i = (start + step) % TILE
+                    target = i if step >= keep else (TILE + 1 if source == TILE else TILE)
+                    if i % 2 == 0:
+                        if even_along_a:
+                            _step_along_a(rows[source], rows[target], at_even, tile[i], lanes, k_even, a_even, j_even)
+                        else:
+                            _step_along_j(rows[source], rows[target], at_even, tile[i], lanes, k_even, a_even, j_even)
+                    elif odd_along_a:
+                        _step_along_a(rows[source], rows[target], at_odd, tile[i], lanes, k_odd, a_odd, j_odd)
+                    else:
+                        _step_along_j(rows[source], rows[target], at_odd, tile[i], lanes, k_odd, a_odd, j_odd)
+                    source = target
+                if turn == 0:
+                    node = np.argmin(rows[_HALF - 1, :nodes])
+                    seam = _backward(tile, table, rows, node, _HALF - 1, TILE - 1, even, odd, states[n])
+                else:
+                    _backward(tile, table, rows, seam, TILE - 1, TILE, even, odd, states[n])
 
-    @_jit
-    def backward(
-        tile: Floats, table: Floats, rows: Floats, node: int, last: int, first: int, states: npt.NDArray[np.uint16]
-    ) -> int:
-        for i in range(last, -1, -1):
-            bits_in, bits_out = (whole, other) if i % 2 == 0 else (other, whole)
-            source = i - 1 if i > 0 else first
-            state = _best_branch(rows[source], table, tile[i], node, bits_in, bits_out)
-            states[i] = state
-            node = state >> bits_in
-        return node
-
-    @_jit
-    def encode_tile(
-        tile: Floats,
-        even: Floats,
-        odd: Floats,
-        table: Floats,
-        rows: Floats,
-        scratch: Floats,
-        states: npt.NDArray[np.uint16],
-    ) -> None:
-        seam_nodes = _STATES >> whole
-        rows[256, :seam_nodes] = np.float32(0.0)
-        forward(tile, even, odd, rows, scratch, _HALF, _HALF - 1)
-        node = np.argmin(rows[_HALF - 1, :seam_nodes])
-        seam = backward(tile, table, rows, node, _HALF - 1, TILE - 1, states)
-        rows[256, :seam_nodes] = np.float32(np.inf)
-        rows[256, seam] = np.float32(0.0)
-        forward(tile, even, odd, rows, scratch, 0, 0)
-        rows[256, :seam_nodes] = np.float32(np.inf)
-        rows[256, seam] = np.float32(0.0)
-        backward(tile, table, rows, seam, TILE - 1, 256, states)
-
-    @numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
-    def encode(
-        tiles: Floats, even: Floats, odd: Floats, table: Floats, rows: Floats, states: npt.NDArray[np.uint16]
-    ) -> None:
-        workers = rows.shape[0]
-        for worker in numba.prange(workers):
-            scratch = np.empty((j_size, _BLOCK), dtype=np.float32)
-            for n in range(worker, tiles.shape[0], workers):
-                encode_tile(tiles[n], even, odd, table, rows[worker], scratch, states[n])
-
-    return encode
+    return cast(Encoder, encode)
