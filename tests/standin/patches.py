@@ -1,0 +1,85 @@
+"""What in exllamav3 1.6.5 takes a GPU for granted, put right after it has been imported.
+
+Only names inside exllamav3's own modules are replaced; torch itself stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exllamav3.loader.safetensors import SafetensorsCollection
+from exllamav3.modules import block_sparse_mlp, mlp
+from exllamav3.modules.attention_fn import dispatch
+from exllamav3.modules.attention_fn.torch import fn_torch_sdpa_fallback_nocache
+from exllamav3.modules.quant.exl3_lib import quantize
+
+
+def apply() -> None:
+    """Replace them all."""
+    _read_tensors_in_python()
+    _attend_in_torch()
+    _route_and_run_experts_one_by_one()
+    _quantize_without_streams()
+    _keep_the_hessian()
+
+
+def _read_tensors_in_python() -> None:
+    original = SafetensorsCollection.__init__
+
+    def init(self: Any, directory: str, load_method: str | None = None, *args: Any, **kwargs: Any) -> None:
+        original(self, directory, load_method or "python", *args, **kwargs)
+
+    SafetensorsCollection.__init__ = init
+
+
+def _attend_in_torch() -> None:
+    dispatch.attn_fns[:] = [fn_torch_sdpa_fallback_nocache]
+
+
+def _route_and_run_experts_one_by_one() -> None:
+    load = block_sparse_mlp.BlockSparseMLP.load
+
+    def load_with_routing(self: Any, device: torch.device, **kwargs: Any) -> None:
+        load(self, device, **kwargs)
+        self.load_routing(**kwargs)  # exllamav3 loads it on CUDA alone
+
+    block_sparse_mlp.BlockSparseMLP.load = load_with_routing
+    # The graph for few rows is bound on any device; without it gate, up and down run as three linears.
+    mlp.GatedMLP.load_local = lambda self, device, load_slice, **kwargs: None
+
+
+class _TorchWithoutStreams(types.ModuleType):
+    """torch as quantize.py sees it: streams that do nothing, on a current device 0."""
+
+    cuda = types.SimpleNamespace(
+        synchronize=lambda device=None: None,
+        current_device=lambda: 0,
+        Stream=lambda device=None: None,
+        stream=lambda stream: contextlib.nullcontext(),
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _quantize_without_streams() -> None:
+    quantize.torch = _TorchWithoutStreams("torch")
+    # Allocates 2 GB at 1.5 bits for kernels that are not there.
+    quantize.get_temp_buffers_frac = lambda device, whole: (torch.empty(1), torch.empty(1))
+
+
+def _keep_the_hessian() -> None:
+    """block_ldl takes `H.cpu()` for a copy, then writes the factor over H: on a CPU both would be the factor."""
+    original = quantize.block_ldl
+
+    def block_ldl(hessian: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        factor, _ = original(hessian.clone(), *args, **kwargs)
+        return factor, hessian
+
+    quantize.block_ldl = block_ldl
