@@ -1,0 +1,12 @@
+"""What costs compute: scoring mixes, capturing Hessians, quantizing a linear."""
+
+from exltune.engines.base import (
+    Engine,
+    LayerCapture,
+    Progress,
+    ScoreStats,
+    engine_names,
+    open_engine,
+)
+
+__all__ = ["Engine", "LayerCapture", "Progress", "ScoreStats", "engine_names", "open_engine"]

@@ -1,0 +1,122 @@
+"""The engine protocol and the lazy table of engines: heavy imports happen when one is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from exltune.errors import UsageError
+from exltune.schema.mix import Choice, Mix
+from exltune.schema.score import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exltune.exl3.codebooks import Codebook
+    from exltune.exl3.hessian import Hessian, RotatedHessian
+    from exltune.exl3.linear import QuantizedLinear
+    from exltune.exl3.quantizer import QuantStats
+    from exltune.schema.inventory import Inventory
+
+#: Called as (done, total, what); total is known from the first call on.
+Progress = Callable[[int, int, str], None]
+
+AUTO = "auto"
+
+#: Engine name -> "module:Class"; the class is called with (model_dir, quants).
+_ENGINES: Mapping[str, str] = {"reference": "exltune.engines.reference.engine:ReferenceEngine"}
+
+
+@dataclass
+class ScoreStats:
+    """What one score call did; seconds are wall time.
+
+    layer_forwards: layer passes over the whole token set, one for each distinct prefix of each layer.
+    head_forwards: head passes over the whole token set. mixes: mixes asked for, duplicates included.
+    """
+
+    mixes: int = 0
+    distinct_mixes: int = 0
+    layer_forwards: int = 0
+    head_forwards: int = 0
+    tokens: int = 0
+    slabs: int = 0
+    load_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    head_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerCapture:
+    """Hessians of one decoder layer, or of the head (layer None).
+
+    hessians: linear key -> Hessian of its input; linears with the same input hold the same object.
+    expert_tokens: routed expert's prefix (`model.layers.3.mlp.experts.7`) -> tokens that the model's own top-k
+    routing sent there; every expert's Hessian has seen all tokens nevertheless. rare_experts: those with fewer
+    than the engine's minimum.
+    """
+
+    layer: int | None
+    hessians: Mapping[str, Hessian]
+    expert_tokens: Mapping[str, int] = field(default_factory=dict)
+    rare_experts: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """All that costs compute. Token sets are int64 tensors (rows, T); every row has the same length."""
+
+    name: str
+    model_dir: Path
+    inventory: Inventory
+    stats: ScoreStats
+
+    def score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None) -> list[Score]:
+        """Score every mix against the reference model on tokens (rows, T), in the order given.
+
+        progress counts layer forwards. Raises: UsageError for a mix that leaves a group without a choice or names
+        an unknown one, DataError for ids outside the vocabulary, MissingTensorError, NonFiniteError naming the
+        tensor or the mix, QuantMismatchError for a quant of other shapes.
+        """
+        ...
+
+    def capture(
+        self, tokens: Tensor, keys: Collection[str] | None = None, progress: Progress | None = None
+    ) -> Iterator[LayerCapture]:
+        """Hessians of the inputs of the linears `keys` (all if None), layer by layer on the reference model.
+
+        Layers without wanted linears yield nothing. Raises: as score.
+        """
+        ...
+
+    def quantize(
+        self, key: str, hessian: Hessian | RotatedHessian | None, bits: float, codebook: Codebook, seed: str
+    ) -> tuple[QuantizedLinear, QuantStats]:
+        """Quantize the reference weight of one linear. Raises: MissingTensorError, NonFiniteError."""
+        ...
+
+    def rfn(self, choice: Choice, keys: Iterable[str] | None = None) -> dict[str, float]:
+        """Relative Frobenius error ‖W_choice - W‖ / ‖W‖ of linears (all in groups and the head if None)."""
+        ...
+
+
+def engine_names() -> tuple[str, ...]:
+    """Names that open_engine takes."""
+    return (AUTO, *_ENGINES)
+
+
+def open_engine(name: str, model_dir: str | Path, quants: Mapping[Choice, Path] | None = None) -> Engine:
+    """Open an engine on a model and its base quants; "auto" picks the fastest one that this machine can run.
+
+    quants: choice -> EXL3 directory; "16" is always the reference and needs none. Raises: UsageError for an unknown
+    name, and what reading the model raises.
+    """
+    resolved = "reference" if name == AUTO else name
+    if resolved not in _ENGINES:
+        raise UsageError(f"there is no engine {name!r}", fix=f"Choose one of: {', '.join(engine_names())}")
+    module, _, attribute = _ENGINES[resolved].partition(":")
+    engine: Engine = getattr(import_module(module), attribute)(Path(model_dir), dict(quants or {}))
+    return engine

@@ -1,0 +1,84 @@
+"""Hessian capture: the reference model streamed layer by layer, each layer yielded as soon as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exltune.engines.base import LayerCapture, Progress
+from exltune.engines.reference.observe import LayerObserver
+from exltune.engines.reference.shell import ModelShell
+from exltune.engines.reference.store import WeightStore
+from exltune.exl3.hessian import Hessian
+from exltune.schema.inventory import Inventory, Role
+from exltune.schema.mix import REFERENCE
+
+
+class CapturePass:
+    """Captures Hessians of linears' inputs on tokens; batch_rows bounds memory."""
+
+    def __init__(self, shell: ModelShell, store: WeightStore, inventory: Inventory, minimum: int) -> None:
+        self.shell, self.store, self.inventory, self.minimum = shell, store, inventory, minimum
+
+    @torch.no_grad()
+    def run(
+        self, tokens: Tensor, keys: Collection[str] | None, batch_rows: int, progress: Progress | None
+    ) -> Iterator[LayerCapture]:
+        """Captures of the layers that hold wanted linears, then the head's; stops after the last of them."""
+        wanted = self._wanted(keys)
+        last = max((-1 if layer is None else layer for layer in wanted), default=-1)
+        layers = self.inventory.layers if None in wanted else last + 1
+        kwargs = self.shell.layer_kwargs(tokens.shape[1])
+        hidden = self.shell.embed(tokens)  # (rows, T, hidden)
+        for layer in range(layers):
+            if progress is not None:
+                progress(layer, layers, f"layer {layer}")
+            observer = LayerObserver(wanted.get(layer, ()))
+            self._advance(layer, hidden, kwargs[layer], batch_rows, observer)
+            if layer in wanted:
+                yield self._captured(layer, observer)
+        if None in wanted:
+            yield LayerCapture(None, self._head(hidden, batch_rows))
+        if progress is not None:
+            progress(layers, layers, "head")
+
+    def _wanted(self, keys: Collection[str] | None) -> dict[int | None, list[str]]:
+        """Keys by layer, the head under None; router gates have no Hessian."""
+        wanted: dict[int | None, list[str]] = {}
+        for spec in self.inventory.linears:
+            if spec.role is not Role.ROUTER and (keys is None or spec.key in keys):
+                wanted.setdefault(spec.layer, []).append(spec.key)
+        return wanted
+
+    def _advance(
+        self, layer: int, hidden: Tensor, kwargs: Mapping[str, Any], batch_rows: int, observer: LayerObserver
+    ) -> None:
+        """Run a layer on all rows in place, with the model's real routing."""
+        groups = [group.id for group in self.inventory.groups if group.layer == layer]
+        self.shell.fill(layer, [self.store.group(id_, REFERENCE) for id_ in groups])
+        self.shell.fill(layer, [self.store.fixed(self.shell.fixed_names(layer))])
+        self.shell.check_filled(layer)
+        module = self.shell.layers[layer]
+        with observer.watching(module, f"model.layers.{layer}."):
+            for rows in hidden.split(batch_rows):
+                rows.copy_(module(rows, **kwargs))
+                observer.end_batch()
+        self.shell.empty(layer)
+
+    def _captured(self, layer: int, observer: LayerObserver) -> LayerCapture:
+        tokens = dict(observer.expert_tokens)
+        rare = tuple(expert for expert, count in tokens.items() if count < self.minimum)
+        return LayerCapture(layer, observer.hessians(), tokens, rare)
+
+    def _head(self, hidden: Tensor, batch_rows: int) -> dict[str, Hessian]:
+        keys: Sequence[str] = self.inventory.head.tensors
+        observer = LayerObserver(keys)
+        for rows in hidden.split(batch_rows):
+            normed = self.shell.norm(rows)
+            for key in keys:
+                observer.see(key, normed)
+            observer.end_batch()
+        return observer.hessians()

@@ -1,0 +1,140 @@
+"""The reference engine: slow on large models, exact, and at home on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from exltune.engines.base import LayerCapture, Progress, ScoreStats
+from exltune.engines.reference.capture import CapturePass
+from exltune.engines.reference.prefix_tree import PrefixTree, build_tree, layer_groups
+from exltune.engines.reference.scoring import Limits, RowSums, ScorePass
+from exltune.engines.reference.shell import ModelShell
+from exltune.engines.reference.store import WeightStore
+from exltune.errors import DataError, NonFiniteError, UsageError
+from exltune.exl3.codebooks import Codebook
+from exltune.exl3.hessian import Hessian, RotatedHessian
+from exltune.exl3.linear import QuantizedLinear
+from exltune.exl3.quantizer import QuantStats, quantize_linear
+from exltune.exl3.tensors import TensorFiles
+from exltune.inventory import load_inventory
+from exltune.metrics import score_from_rows
+from exltune.schema.inventory import LinearSpec
+from exltune.schema.mix import Choice, Mix
+from exltune.schema.score import Score
+
+#: An expert that fewer calibration tokens reach by the model's own routing is reported as rare.
+MIN_EXPERT_TOKENS = 64
+
+
+class ReferenceEngine:
+    """transformers' layers in fp32 on the CPU, with weights from the checkpoint and from EXL3 directories.
+
+    quants: choice -> EXL3 directory. cache_bytes: dequantized weights kept between calls. limits: memory of a score
+    call. The model is checked when the engine is made; quants are opened when a mix first needs them.
+    """
+
+    name = "reference"
+
+    def __init__(
+        self,
+        model_dir: Path,
+        quants: Mapping[Choice, Path],
+        *,
+        cache_bytes: int = 1 << 30,
+        limits: Limits | None = None,
+        min_expert_tokens: int = MIN_EXPERT_TOKENS,
+    ) -> None:
+        self.model_dir = Path(model_dir)
+        self.inventory = load_inventory(self.model_dir)
+        self.store = WeightStore(TensorFiles(self.model_dir), quants, self.inventory, cache_bytes)
+        self.shell = ModelShell(self.model_dir, self.store.reference)
+        self.limits = limits or Limits()
+        self.min_expert_tokens = min_expert_tokens
+        self.stats = ScoreStats()
+
+    def score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None) -> list[Score]:
+        """As Engine.score; `stats` then holds the call's counts and seconds."""
+        start = perf_counter()
+        self._check_tokens(tokens)
+        for mix in mixes:
+            self._check_mix(mix)
+        tree = build_tree(mixes, self.inventory)
+        run = ScorePass(self.shell, self.store, layer_groups(self.inventory), self.inventory.head.id, self.limits)
+        self.stats = run.stats
+        sums = run.run(tree, tokens, progress)
+        self.stats.mixes, self.stats.distinct_mixes = len(mixes), len(sums)
+        self.stats.tokens, self.stats.total_seconds = tokens.numel(), perf_counter() - start
+        return _scores(mixes, tree, sums, tokens.shape[1] - 1)
+
+    def capture(
+        self, tokens: Tensor, keys: Collection[str] | None = None, progress: Progress | None = None
+    ) -> Iterator[LayerCapture]:
+        """As Engine.capture."""
+        self._check_tokens(tokens)
+        run = CapturePass(self.shell, self.store, self.inventory, self.min_expert_tokens)
+        rows = self.limits.batch_rows(tokens.shape[1], self.inventory.hidden_size)
+        return run.run(tokens, keys, rows, progress)
+
+    def quantize(
+        self, key: str, hessian: Hessian | RotatedHessian | None, bits: float, codebook: Codebook, seed: str
+    ) -> tuple[QuantizedLinear, QuantStats]:
+        """As Engine.quantize."""
+        weights = self.store.reference.linear(self._spec(key))
+        return quantize_linear(weights.weight.T.contiguous(), hessian, bits, codebook, seed, weights.bias)
+
+    def rfn(self, choice: Choice, keys: Iterable[str] | None = None) -> dict[str, float]:
+        """As Engine.rfn."""
+        source, reference = self.store.source(choice), self.store.reference
+        if keys is None:
+            keys = (key for group in self.store.groups.values() for key in group.tensors)
+        errors = {}
+        for key in keys:
+            weight = reference.linear(self._spec(key)).weight
+            error = source.linear(self._spec(key)).weight - weight
+            errors[key] = float(error.norm() / weight.norm())
+        return errors
+
+    def _spec(self, key: str) -> LinearSpec:
+        spec = self.store.specs.get(key)
+        if spec is None:
+            raise UsageError(f"the model has no linear {key!r}", where=str(self.model_dir))
+        return spec
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
+            raise DataError(f"tokens of shape {tuple(tokens.shape)} cannot be scored", fix="Give rows of 2 or more")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.inventory.vocab_size:
+            raise DataError(
+                f"token ids reach from {low} to {high}, the vocabulary has {self.inventory.vocab_size}",
+                where=str(self.model_dir),
+                fix="Use the tokenizer of this model",
+            )
+
+    def _check_mix(self, mix: Mix) -> None:
+        groups = self.store.groups.keys()
+        if mix.choices.keys() != groups:
+            missing, unknown = sorted(groups - mix.choices.keys()), sorted(mix.choices.keys() - groups)
+            raise UsageError(
+                f"groups without a choice: {missing}; unknown groups: {unknown}", where=f"mix {mix.name!r}"
+            )
+        strangers = sorted(set(mix.choices.values()) - self.store.choices)
+        if strangers:
+            have = ", ".join(sorted(self.store.choices))
+            raise UsageError(
+                f"choices without a quant: {strangers}", where=f"mix {mix.name!r}", fix=f"Given are {have}"
+            )
+
+
+def _scores(mixes: Sequence[Mix], tree: PrefixTree, sums: RowSums, positions: int) -> list[Score]:
+    scores = []
+    for mix, leaf in zip(mixes, tree.leaves, strict=True):
+        if not torch.isfinite(sums[leaf]).all():
+            raise NonFiniteError(f"the scores of mix {mix.name!r} are NaN or inf", fix="Check the quants it is made of")
+        scores.append(score_from_rows(mix.name, sums[leaf].numpy(), positions))
+    return scores

@@ -1,0 +1,68 @@
+"""Which hidden states must be computed: mixes with the same choices so far share one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exltune.schema.inventory import Inventory
+from exltune.schema.mix import REFERENCE, Choice, Mix
+
+#: Choices of a layer's groups, in the inventory's order.
+LayerChoice = tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One layer forward: the state `parent` before the layer, with the layer's `choice`, gives state `child`."""
+
+    parent: int
+    choice: LayerChoice
+    child: int
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """Edges of every layer, and for every mix its leaf: (state after the last layer, head choice).
+
+    States are numbered from 0 in every layer anew; state 0 is always the reference.
+    """
+
+    layers: tuple[tuple[Edge, ...], ...]
+    leaves: tuple[tuple[int, Choice], ...]
+
+    @property
+    def layer_forwards(self) -> int:
+        """Layer passes over the token set, all layers together."""
+        return sum(len(edges) for edges in self.layers)
+
+    @property
+    def widest(self) -> int:
+        """The largest number of states alive in one layer, before or after it."""
+        return max((len(edges) for edges in self.layers), default=1)
+
+
+def layer_groups(inventory: Inventory) -> tuple[tuple[str, ...], ...]:
+    """Ids of each layer's groups."""
+    return tuple(
+        tuple(group.id for group in inventory.groups if group.layer == layer) for layer in range(inventory.layers)
+    )
+
+
+def build_tree(mixes: Sequence[Mix], inventory: Inventory) -> PrefixTree:
+    """The prefix tree of mixes; the reference is carried as state 0 of every layer whether asked for or not."""
+    groups = layer_groups(inventory)
+    reference = {group.id: REFERENCE for group in (*inventory.groups, inventory.head)}
+    assignments = [reference, *(mix.choices for mix in mixes)]
+    states = [0] * len(assignments)
+    layers = []
+    for ids in groups:
+        edges: dict[tuple[int, LayerChoice], Edge] = {}
+        for index, choices in enumerate(assignments):
+            key = (states[index], tuple(choices[id_] for id_ in ids))
+            edge = edges.setdefault(key, Edge(key[0], key[1], len(edges)))
+            states[index] = edge.child
+        layers.append(tuple(edges.values()))
+    head = inventory.head.id
+    leaves = [(state, choices[head]) for state, choices in zip(states, assignments, strict=True)]
+    return PrefixTree(tuple(layers), tuple(leaves[1:]))

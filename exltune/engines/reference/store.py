@@ -1,0 +1,113 @@
+"""Weights of groups as the transformers modules want them, cached across calls within a budget of bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from exltune.engines.reference.weights import CheckpointWeights, Exl3Weights, LinearWeights, WeightSource
+from exltune.exl3.tensors import TensorFiles
+from exltune.schema.inventory import Group, Inventory, LinearSpec, Role
+from exltune.schema.mix import REFERENCE, Choice
+
+#: Parameter or buffer name in the transformers model -> its value.
+Tensors = Mapping[str, Tensor]
+
+
+class WeightStore:
+    """Loads groups from the reference or a quant and keeps the latest used ones.
+
+    cache_bytes: how much stays in memory after use; what a running layer needs is held beside that.
+    """
+
+    def __init__(
+        self, files: TensorFiles, quants: Mapping[Choice, Path], inventory: Inventory, cache_bytes: int
+    ) -> None:
+        self.reference = CheckpointWeights(files)
+        self.quants = dict(quants)
+        self.specs = {spec.key: spec for spec in inventory.linears}
+        self.groups = {group.id: group for group in (*inventory.groups, inventory.head)}
+        self._sources: dict[Choice, WeightSource] = {REFERENCE: self.reference}
+        self._cache = _Cache(cache_bytes)
+
+    @property
+    def choices(self) -> frozenset[Choice]:
+        """Choices that a mix may name."""
+        return frozenset((REFERENCE, *self.quants))
+
+    def source(self, choice: Choice) -> WeightSource:
+        """The source of a choice; EXL3 directories are opened when first used."""
+        if choice not in self._sources:
+            self._sources[choice] = Exl3Weights(self.quants[choice])
+        return self._sources[choice]
+
+    def group(self, group_id: str, choice: Choice) -> Tensors:
+        """All parameters of a group at a choice, experts fused."""
+        return self._cache.get((group_id, choice), lambda: self._load(self.groups[group_id], choice))
+
+    def fixed(self, names: tuple[str, ...]) -> Tensors:
+        """Tensors that are in no group (norms, routers), always the reference's."""
+        return self._cache.get(names, lambda: {name: self.reference.tensor(name) for name in names})
+
+    def _load(self, group: Group, choice: Choice) -> Tensors:
+        source = self.source(choice)
+        specs = [self.specs[key] for key in group.tensors]
+        if group.role is Role.EXPERTS_GATE_UP:
+            return {_fused_name(specs[0], "gate_up_proj"): _fuse(source, specs, parts=2)}
+        if group.role is Role.EXPERTS_DOWN:
+            return {_fused_name(specs[0], "down_proj"): _fuse(source, specs, parts=1)}
+        tensors: dict[str, Tensor] = {}
+        for spec in specs:
+            weights = source.linear(spec)
+            tensors |= {f"{spec.key}.{name}": value for name, value in _named(weights)}
+        return tensors
+
+
+class _Cache:
+    """Least recently used tensors, bounded by bytes."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit = limit_bytes
+        self.used = 0
+        self.items: OrderedDict[object, Tensors] = OrderedDict()
+
+    def get(self, key: object, load: Callable[[], Tensors]) -> Tensors:
+        found = self.items.get(key)
+        if found is not None:
+            self.items.move_to_end(key)
+            return found
+        loaded = load()
+        self.items[key] = loaded
+        self.used += _nbytes(loaded)
+        while self.used > self.limit and self.items:
+            _, dropped = self.items.popitem(last=False)
+            self.used -= _nbytes(dropped)
+        return loaded
+
+
+def _fuse(source: WeightSource, specs: list[LinearSpec], parts: int) -> Tensor:
+    """(E, parts * out, in) from E * parts linears, an expert's parts (gate, up) after each other.
+
+    Source: transformers 5, conversion_mapping.py "qwen2_moe": gate rows first.
+    """
+    out, in_features = specs[0].out_features, specs[0].in_features
+    fused = torch.empty(len(specs) // parts, parts, out, in_features)
+    for index, spec in enumerate(specs):
+        fused[index // parts, index % parts] = source.linear(spec).weight
+    return fused.view(len(specs) // parts, parts * out, in_features)
+
+
+def _fused_name(spec: LinearSpec, name: str) -> str:
+    return f"{spec.key.rsplit('.', maxsplit=2)[0]}.{name}"
+
+
+def _named(weights: LinearWeights) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in zip(("weight", "bias"), weights, strict=True) if value is not None]
+
+
+def _nbytes(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
