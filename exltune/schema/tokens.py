@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from exltune.schema.base import Record
 
 
@@ -27,3 +29,29 @@ class TokenSetInfo(Record):
     domains: dict[str, int]
     rows_rejected: int
     overlap: float
+
+
+class Texts(StrEnum):
+    """Where documents come from: exllamav3's bundled texts, the user's files, or those of our own small models."""
+
+    BUNDLED = "bundled"
+    FILES = "files"
+    SMALL_MODEL = "small-model"
+
+
+#: Eighths of all rows that each set gets.
+_EIGHTHS = {Split.CALIBRATION: 2, Split.SEARCH: 2, Split.SELECTION: 1, Split.HELD_OUT: 3}
+
+
+class DataSettings(Record):
+    """All that the token sets of a model follow from: `rows` is their number over all four sets together."""
+
+    texts: Texts = Texts.BUNDLED
+    paths: tuple[str, ...] = ()
+    row_length: int = Field(default=256, ge=2)
+    rows: int = Field(default=256, ge=16)
+    seed: int = 0
+
+    def rows_of(self, split: Split) -> int:
+        """Rows of one set."""
+        return self.rows * _EIGHTHS[split] // 8

@@ -1,0 +1,66 @@
+"""Finished tensors of a quantization under way, one small file each: a kill loses at most the tensor in work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from exltune.exl3.linear import QuantizedLinear
+from exltune.exl3.quantizer import QuantStats
+from exltune.exl3.tensors import read_header
+from exltune.exl3.writer import PendingTensor
+
+
+class TensorStore:
+    """Quantized linears by key and bits in a directory of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def __contains__(self, item: tuple[str, float]) -> bool:
+        return self._path(*item).is_file()
+
+    def put(self, key: str, bits: float, linear: QuantizedLinear, stats: QuantStats) -> None:
+        """Store a linear; it is there whole or not at all."""
+        path = self._path(key, bits)
+        temporary = path.with_suffix(".partial")
+        metadata = {"stats": json.dumps({"proxy_err": stats.proxy_err, "rfn": stats.rfn, "feedback": stats.feedback})}
+        save_file(linear.tensors(key), temporary, metadata=metadata)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+
+    def pending(self, key: str, bits: float) -> list[PendingTensor]:
+        """The tensors of a stored linear, to be loaded when they are written. Raises: CorruptFileError."""
+        path = self._path(key, bits)
+        entries = read_header(path)
+        return [PendingTensor(name, entries[name].nbytes, _loader(path, name)) for name in sorted(entries)]
+
+    def stats(self, key: str, bits: float) -> QuantStats:
+        """Errors of a stored linear."""
+        with safe_open(self._path(key, bits), framework="pt") as handle:
+            return QuantStats(**json.loads(handle.metadata()["stats"]))
+
+    def remove(self) -> None:
+        """Remove the store and all that is in it."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _path(self, key: str, bits: float) -> Path:
+        return self.directory / f"{key}@{bits:g}.safetensors"
+
+
+def _loader(path: Path, name: str) -> Callable[[], torch.Tensor]:
+    def load() -> torch.Tensor:
+        with safe_open(path, framework="pt") as handle:
+            tensor: torch.Tensor = handle.get_tensor(name)
+            return tensor
+
+    return load
