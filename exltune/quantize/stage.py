@@ -1,0 +1,85 @@
+"""Quantize linears layer by layer; what is done is yielded at once, so that the caller can keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from exltune.engines.base import Engine, LayerCapture, Progress
+from exltune.exl3.codebooks import Codebook
+from exltune.exl3.hessian import RotatedHessian
+from exltune.exl3.linear import QuantizedLinear
+from exltune.exl3.quantizer import QuantStats, prepare_hessian
+from exltune.schema.inventory import Inventory, Role
+
+
+class TensorJob(NamedTuple):
+    """A linear to quantize and its bit width."""
+
+    key: str
+    bits: float
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """A finished job. `rare_experts` names experts of the layer that the model's own routing reached too seldom."""
+
+    job: TensorJob
+    linear: QuantizedLinear
+    stats: QuantStats
+    rare_experts: tuple[str, ...]
+
+
+def all_jobs(inventory: Inventory, widths: Collection[float], head_bits: float) -> list[TensorJob]:
+    """Every linear of the groups at every width, and the head at its own."""
+    keys = [spec.key for spec in inventory.linears if spec.role not in (Role.HEAD, Role.ROUTER)]
+    return [TensorJob(key, bits) for key in keys for bits in widths] + [
+        TensorJob(key, head_bits) for key in inventory.head.tensors
+    ]
+
+
+def quantize_tensors(
+    engine: Engine,
+    tokens: Tensor,
+    jobs: Collection[TensorJob],
+    codebook: Codebook,
+    progress: Progress | None = None,
+) -> Iterator[QuantizedTensor]:
+    """Yield jobs as they finish; Hessians come from tokens (rows, T) on the reference model.
+
+    A tensor's result depends on the model, the tokens and its own job alone, never on which other jobs there are.
+    progress counts weights. Raises: what the engine raises.
+    """
+    widths: dict[str, list[float]] = {}
+    for job in jobs:
+        widths.setdefault(job.key, []).append(job.bits)
+    sizes = {spec.key: spec.padded_in * spec.padded_out for spec in engine.inventory.linears}
+    total, done = sum(sizes[job.key] for job in jobs), 0
+    for layer in engine.capture(tokens, _whole_layers(engine.inventory, widths)):
+        for finished in _quantize_layer(engine, layer, widths, codebook):
+            done += sizes[finished.job.key]
+            if progress is not None:
+                progress(done, total, finished.job.key)
+            yield finished
+
+
+def _whole_layers(inventory: Inventory, keys: Collection[str]) -> list[str]:
+    """All linears of every layer that has a wanted one: who shares a Hessian must not depend on what is left."""
+    layers = {spec.layer for spec in inventory.linears if spec.key in keys}
+    return [spec.key for spec in inventory.linears if spec.layer in layers and spec.role is not Role.ROUTER]
+
+
+def _quantize_layer(
+    engine: Engine, layer: LayerCapture, widths: dict[str, list[float]], codebook: Codebook
+) -> Iterator[QuantizedTensor]:
+    rotated: dict[int, RotatedHessian] = {}
+    for key, hessian in layer.hessians.items():
+        # Linears with one input share its signs and factor; the first of them names the seed.
+        if id(hessian) not in rotated:
+            rotated[id(hessian)] = prepare_hessian(hessian, hessian.matrix.shape[0], key)
+        for bits in widths.get(key, ()):
+            linear, stats = engine.quantize(key, rotated[id(hessian)], bits, codebook, key)
+            yield QuantizedTensor(TensorJob(key, bits), linear, stats, layer.rare_experts)
