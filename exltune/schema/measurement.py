@@ -6,6 +6,7 @@ from exltune.schema.base import Record
 from exltune.schema.evaluation import MethodRow
 from exltune.schema.inventory import Role
 from exltune.schema.provenance import Provenance
+from exltune.schema.tokens import DataSettings
 
 
 class QuantRef(Record):
@@ -60,14 +61,19 @@ class MeasuredGroup(Record):
 
 
 class MeasurementDetail(Record):
-    """What exltune stores beside exllamav3's fields; `base` is the choice of all unprobed groups."""
+    """What exltune stores beside exllamav3's fields.
+
+    base: the choice of all unprobed groups. quants: choice -> base quant directory, with their content hashes beside.
+    mixes: the uniform base quants, scored whole on the same rows.
+    """
 
     schema_version: int = 1
     level: int
     base: str
     quants: dict[str, str]
     quant_sha256: dict[str, str]
-    data: tuple[str, ...]
+    head_choice: str
+    data: DataSettings
     groups: tuple[MeasuredGroup, ...]
     mixes: tuple[MethodRow, ...] = ()
     provenance: Provenance

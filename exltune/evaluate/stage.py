@@ -1,0 +1,42 @@
+"""Score whole quant directories and give the rows of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from exltune.budget import directory_size
+from exltune.engines.base import Engine, Progress
+from exltune.exl3.directory import QuantDir
+from exltune.metrics import evaluation_row
+from exltune.schema.evaluation import EvaluationRow
+from exltune.schema.inventory import Inventory
+from exltune.schema.mix import Choice, Mix
+
+
+def whole(inventory: Inventory, choice: Choice) -> Mix:
+    """The mix that takes every group and the head from one directory."""
+    ids = (*(group.id for group in inventory.groups), inventory.head.id)
+    return Mix(name=choice, choices=dict.fromkeys(ids, choice))
+
+
+def evaluate_quants(
+    engine: Engine, quants: Mapping[Choice, Path], tokens: Tensor, progress: Progress | None = None
+) -> list[EvaluationRow]:
+    """A row for each directory, in the order given; the engine was opened on these names.
+
+    tokens: (rows, T). Raises: what the engine raises, QuantMismatchError for a directory that is not EXL3.
+    """
+    inventory = engine.inventory
+    scores = engine.score([whole(inventory, name) for name in quants], tokens, progress)
+    rows = []
+    for (name, path), score in zip(quants.items(), scores, strict=True):
+        size = directory_size(inventory, QuantDir(path))
+        rows.append(
+            evaluation_row(
+                score, name=name, path=str(path), size_bytes=size.size_bytes, bpw=size.bpw, head_bpw=size.head_bpw
+            )
+        )
+    return rows
