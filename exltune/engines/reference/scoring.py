@@ -111,9 +111,8 @@ class ScorePass:
     def _head(self, table: StateTable, leaves: Sequence[Leaf], ids: Tensor) -> dict[Leaf, Tensor]:
         """Row sums of every leaf; the reference's logits are computed once for each batch of positions."""
         start = perf_counter()
-        heads = {
-            choice: _HeadWeights(self.store.group(self.head_id, choice)) for _, choice in (*leaves, (0, REFERENCE))
-        }
+        choices = dict.fromkeys((REFERENCE, *(choice for _, choice in leaves)))
+        heads = {choice: _HeadWeights(self.store.group(self.head_id, choice)) for choice in choices}
         self.stats.load_seconds += perf_counter() - start
         start = perf_counter()
         rows, length = ids.shape

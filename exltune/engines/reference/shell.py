@@ -112,13 +112,13 @@ class _Recorder(nn.Module):
 
 def _empty_model(model_dir: Path, experts: int) -> Any:
     config = AutoConfig.from_pretrained(model_dir)
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
     if experts:
         # Each class reads its own one of n_routed_experts, num_experts and num_local_experts; this name reaches all.
         config.num_local_experts = experts
+        settings["experts_implementation"] = "grouped_mm"
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="grouped_mm"
-        )
+        model = AutoModelForCausalLM.from_config(config, **settings)
     return model.eval()
 
 

@@ -1,0 +1,210 @@
+"""What every engine must do; a test class of an engine inherits this and says how the engine is opened."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import logits, row_sums, whole_model
+from tiny_models import VOCAB, TinyModel
+from torch import Tensor
+
+from exltune.engines import Engine
+from exltune.errors import DataError, UsageError
+from exltune.schema.mix import REFERENCE, Mix
+from exltune.schema.score import Score
+
+Open = Callable[[TinyModel], Engine]
+
+
+def uniform(model: TinyModel, choice: str, **changes: str) -> Mix:
+    """All groups at one choice but for the changes (`**{"1.attn.q": "2"}`)."""
+    ids = [group.id for group in (*model.inventory.groups, model.inventory.head)]
+    return Mix(name=f"{choice}{changes}", choices=dict.fromkeys(ids, choice) | changes)
+
+
+def random_mixes(model: TinyModel, count: int, seed: int = 0) -> list[Mix]:
+    """Mixes with a random choice for each group."""
+    draw = random.Random(seed)
+    ids = [group.id for group in (*model.inventory.groups, model.inventory.head)]
+    return [Mix(name=f"random {n}", choices={id_: draw.choice(["2", "3", "16"]) for id_ in ids}) for n in range(count)]
+
+
+def per_token(score: Score, field: str) -> Tensor:
+    """A field of a score per position, (rows,) or (5, rows)."""
+    return torch.tensor(getattr(score, field), dtype=torch.float64) / score.positions
+
+
+class EngineContract:
+    """Inherit and give `open_engine`; `tolerance` is absolute, per token, in nats."""
+
+    tolerance = 1e-6
+
+    @pytest.fixture
+    def open_engine(self) -> Open:
+        """How the engine is opened on a tiny model and its quants."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def tokens(self) -> Tensor:
+        """(6, 20) random ids."""
+        return torch.randint(0, VOCAB, (6, 20), generator=torch.Generator().manual_seed(1))
+
+    def close(self, found: Score, expected: Score) -> None:
+        """Two scores of one mix agree."""
+        for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
+            torch.testing.assert_close(per_token(found, field), per_token(expected, field), rtol=0, atol=self.tolerance)
+        assert found.top_k == expected.top_k
+
+    def test_scores_are_those_of_whole_models(
+        self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
+    ) -> None:
+        head = tiny_model.inventory.head.id
+        mixes = [uniform(tiny_model, "2"), uniform(tiny_model, REFERENCE, **{head: "3"}), *random_mixes(tiny_model, 2)]
+        scores = open_engine(tiny_model).score(mixes, tokens)
+        reference = logits(whole_model(tiny_model, uniform(tiny_model, REFERENCE), tmp_path / "ref"), tokens)
+        for number, (mix, score) in enumerate(zip(mixes, scores, strict=True)):
+            whole = logits(whole_model(tiny_model, mix, tmp_path / str(number)), tokens)
+            expected = row_sums(reference, whole, tokens)
+            assert (score.mix, score.positions) == (mix.name, tokens.shape[1] - 1)
+            assert sum(score.kl_ref_mix) > 0.01
+            for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
+                expected_mean = expected[field] / score.positions
+                torch.testing.assert_close(per_token(score, field), expected_mean, rtol=0, atol=self.tolerance)
+            assert torch.tensor(score.top_k).equal(expected["top_k"])
+
+    def test_the_reference_scores_zero_against_itself(
+        self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor
+    ) -> None:
+        (score,) = open_engine(tiny_model).score([uniform(tiny_model, REFERENCE)], tokens)
+        assert set(score.kl_ref_mix) | set(score.kl_mix_ref) == {0.0}
+        assert set(sum(score.top_k, ())) == {score.positions}
+
+    def test_together_alone_and_in_another_order(self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor) -> None:
+        engine = open_engine(tiny_moe)
+        mixes = [*random_mixes(tiny_moe, 4), uniform(tiny_moe, "3"), uniform(tiny_moe, "2", **{"1.attn.q": "3"})]
+        together = engine.score(mixes, tokens)
+        backwards = engine.score(mixes[::-1], tokens)[::-1]
+        for mix, score, reversed_score in zip(mixes, together, backwards, strict=True):
+            assert score.mix == mix.name
+            self.close(score, reversed_score)
+            self.close(score, engine.score([mix], tokens)[0])
+
+    def test_duplicates_are_scored_once(self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor) -> None:
+        engine = open_engine(tiny_moe)
+        first, second = engine.score([uniform(tiny_moe, "2"), uniform(tiny_moe, "2")], tokens)
+        assert first == second
+        assert (engine.stats.mixes, engine.stats.distinct_mixes) == (2, 1)
+
+    def test_single_swaps_share_their_prefixes(self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor) -> None:
+        engine = open_engine(tiny_moe)
+        swaps = [uniform(tiny_moe, REFERENCE, **{group.id: "2"}) for group in tiny_moe.inventory.groups]
+        swaps.append(uniform(tiny_moe, REFERENCE, **{tiny_moe.inventory.head.id: "2"}))
+        calls: list[tuple[int, int]] = []
+        engine.score(swaps, tokens, lambda done, total, what: calls.append((done, total)))
+        layers = [group.layer for group in tiny_moe.inventory.groups]
+        # A swap in layer n is a state of its own in layers n and later; the reference is one more in each.
+        expected = tiny_moe.inventory.layers + sum(tiny_moe.inventory.layers - layer for layer in layers)
+        assert engine.stats.layer_forwards == expected
+        assert calls[-1] == (expected, expected)
+        assert sorted(calls) == calls
+
+    def test_no_mixes_no_scores(self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor) -> None:
+        assert open_engine(tiny_moe).score([], tokens) == []
+
+    def test_mixes_must_name_all_groups_and_known_choices(
+        self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor
+    ) -> None:
+        engine = open_engine(tiny_moe)
+        incomplete = Mix(name="half", choices={"0.attn.q": "2"})
+        with pytest.raises(UsageError, match="groups without a choice"):
+            engine.score([incomplete], tokens)
+        with pytest.raises(UsageError, match=r"choices without a quant: \['7'\]"):
+            engine.score([uniform(tiny_moe, "7")], tokens)
+
+    def test_ids_must_be_in_the_vocabulary(self, tiny_moe: TinyModel, open_engine: Open) -> None:
+        with pytest.raises(DataError, match="vocabulary has 256"):
+            open_engine(tiny_moe).score([uniform(tiny_moe, "2")], torch.tensor([[1, VOCAB]]))
+
+    def test_hessians_are_sums_over_the_inputs(
+        self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
+    ) -> None:
+        model = whole_model(tiny_model, uniform(tiny_model, REFERENCE), tmp_path / "ref")
+        inputs = _linear_inputs(model, tokens)
+        captures = list(open_engine(tiny_model).capture(tokens))
+        assert [capture.layer for capture in captures] == [*range(tiny_model.inventory.layers), None]
+        found = {key: hessian for capture in captures for key, hessian in capture.hessians.items()}
+        quantizable = {key for group in tiny_model.inventory.groups for key in group.tensors} | {"lm_head"}
+        assert found.keys() == quantizable
+        assert inputs.keys() <= found.keys()
+        for key, vectors in inputs.items():
+            assert found[key].count == tokens.numel()
+            torch.testing.assert_close(found[key].matrix.double(), vectors.T @ vectors, rtol=1e-5, atol=1e-3)
+
+    def test_every_expert_sees_every_token(
+        self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
+    ) -> None:
+        model = whole_model(tiny_moe, uniform(tiny_moe, REFERENCE), tmp_path / "ref")
+        experts = model.get_submodule("model.layers.2.mlp.experts")
+        seen: list[tuple[Tensor, Tensor]] = []
+        experts.register_forward_pre_hook(lambda _, args: seen.append((args[0].double(), args[1])))
+        logits(model, tokens)
+        hidden, routed = seen[0]
+        capture = next(c for c in open_engine(tiny_moe).capture(tokens) if c.layer == 2)
+        for expert in range(4):
+            prefix = f"model.layers.2.mlp.experts.{expert}"
+            gate, up = (hidden @ experts.gate_up_proj[expert].double().T).chunk(2, -1)
+            inner = torch.nn.functional.silu(gate) * up
+            hessians = [capture.hessians[f"{prefix}.{name}"] for name in ("gate_proj", "down_proj")]
+            for hessian, vectors in zip(hessians, (hidden, inner), strict=True):
+                torch.testing.assert_close(hessian.matrix.double(), vectors.T @ vectors, rtol=1e-5, atol=1e-3)
+            assert capture.expert_tokens[prefix] == int((routed == expert).sum())
+
+    def test_linears_with_one_input_share_one_hessian(
+        self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor
+    ) -> None:
+        dense, sparse, *_ = open_engine(tiny_moe).capture(tokens)
+        by_object: dict[int, set[str]] = {}
+        for key, hessian in dense.hessians.items():
+            by_object.setdefault(id(hessian), set()).add(key.removeprefix("model.layers.0."))
+        assert sorted(map(sorted, by_object.values())) == [
+            ["mlp.down_proj"],
+            ["mlp.gate_proj", "mlp.up_proj"],
+            ["self_attn.k_proj", "self_attn.q_proj", "self_attn.v_proj"],
+            ["self_attn.o_proj"],
+        ]
+        gates = [key for key in sparse.hessians if key.endswith((".gate_proj", ".up_proj"))]
+        assert len({id(sparse.hessians[key]) for key in gates}) == 1
+        downs = [key for key in sparse.hessians if key.endswith(".down_proj")]
+        assert len({id(sparse.hessians[key]) for key in downs}) == len(downs)
+
+    def test_capture_of_some_keys_yields_their_layers_alone(
+        self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor
+    ) -> None:
+        key = "model.layers.1.self_attn.o_proj"
+        (capture,) = open_engine(tiny_moe).capture(tokens, keys={key})
+        assert (capture.layer, list(capture.hessians)) == (1, [key])
+
+    def test_rfn_is_the_relative_error_of_a_weight(self, tiny_moe: TinyModel, open_engine: Open) -> None:
+        engine = open_engine(tiny_moe)
+        key = "model.layers.0.mlp.down_proj"
+        errors = engine.rfn("2", [key])
+        assert list(errors) == [key]
+        assert errors[key] == pytest.approx(0.1, rel=0.05)
+        assert set(engine.rfn(REFERENCE).values()) == {0.0}
+
+
+def _linear_inputs(model: torch.nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """(tokens, in) fp64 inputs of every nn.Linear of a model."""
+    inputs: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda module, args, name=name: inputs.update({name: args[0].flatten(0, -2).double()})
+            )
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    return inputs

@@ -1,0 +1,230 @@
+"""What is the reference engine's own: memory limits, bad weights, configs, and the EXL3 directories it reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
+
+from exltune.engines import open_engine
+from exltune.engines.reference.engine import ReferenceEngine
+from exltune.engines.reference.scoring import Limits
+from exltune.errors import DataError, MissingTensorError, NonFiniteError, QuantMismatchError, UsageError
+from exltune.schema.inventory import Group
+from exltune.schema.mix import REFERENCE, Mix
+from exltune.schema.score import Score
+
+TOKENS = torch.randint(0, VOCAB, (5, 12), generator=torch.Generator().manual_seed(2))
+
+
+def mix_of(model: TinyModel, choice: str, **changes: str) -> Mix:
+    ids = [group.id for group in (*model.inventory.groups, model.inventory.head)]
+    return Mix(name=f"all {choice}", choices=dict.fromkeys(ids, choice) | changes)
+
+
+def some_mixes(model: TinyModel) -> list[Mix]:
+    return [
+        mix_of(model, "2"),
+        mix_of(model, "3"),
+        mix_of(model, "3", **{"1.experts.down": "2"}),
+        mix_of(model, REFERENCE, **{"0.attn.kv": "2", "2.shared.down": "3"}),
+    ]
+
+
+def assert_same(found: list[Score], expected: list[Score]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(a.kl_ref_mix), torch.tensor(b.kl_ref_mix), rtol=1e-5, atol=1e-6)
+        assert a.top_k == b.top_k
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_moe: TinyModel) -> list[Score]:
+    """Scores of some_mixes with ample memory."""
+    return ReferenceEngine(tiny_moe.path, tiny_moe.quants).score(some_mixes(tiny_moe), TOKENS)
+
+
+def edited(folder: Path, source: Path, **tensors: torch.Tensor | None) -> Path:
+    """A copy of a model directory with tensors replaced, or dropped where None."""
+    shutil.copytree(source, folder)
+    values = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if tensor is None:
+            del values[name]
+        else:
+            values[name] = tensor
+    save_file(values, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(state_bytes=1),
+        Limits(batch_bytes=1, head_bytes=1),
+        Limits(state_bytes=4 * 12 * 128 * 20, batch_bytes=4 * 12 * 128 * 3),
+    ],
+    ids=["row by row", "smallest batches", "odd slabs"],
+)
+def test_memory_limits_change_no_score(tiny_moe: TinyModel, expected: list[Score], limits: Limits) -> None:
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, limits=limits, cache_bytes=0)
+    assert_same(engine.score(some_mixes(tiny_moe), TOKENS), expected)
+
+
+def test_slabs_are_counted_in_progress_but_not_as_forwards(tiny_moe: TinyModel) -> None:
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, limits=Limits(state_bytes=1))
+    calls: list[tuple[int, int]] = []
+    engine.score(some_mixes(tiny_moe), TOKENS, lambda done, total, _: calls.append((done, total)))
+    assert engine.stats.slabs == len(TOKENS)
+    assert calls[0] == (0, calls[-1][0])
+    assert calls[-1] == (engine.stats.layer_forwards * len(TOKENS),) * 2
+
+
+def test_weights_are_loaded_once_per_call_and_kept_between_calls(
+    tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants)
+    loads: list[tuple[str, str]] = []
+    load = engine.store._load
+    monkeypatch.setattr(engine.store, "_load", lambda group, c: loads.append((group.id, c)) or load(group, c))
+    engine.score(some_mixes(tiny_moe), TOKENS)
+    assert len(loads) == len(set(loads)) == 3 * len(engine.store.groups)
+    engine.score(some_mixes(tiny_moe), TOKENS)
+    assert len(loads) == 3 * len(engine.store.groups)
+
+
+def test_weights_are_loaded_once_per_call_without_a_cache(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, cache_bytes=0)
+    loads: list[tuple[str, str]] = []
+    load = engine.store._load
+    monkeypatch.setattr(engine.store, "_load", lambda group, c: loads.append((group.id, c)) or load(group, c))
+    engine.score(some_mixes(tiny_moe), TOKENS)
+    assert len(loads) == len(set(loads))
+
+
+def test_layers_hold_no_weights_after_a_call(tiny_moe: TinyModel) -> None:
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants)
+    engine.score(some_mixes(tiny_moe), TOKENS)
+    assert all(tensor.is_meta for layer in engine.shell.layers for tensor in layer.state_dict().values())
+
+
+def test_nan_in_the_checkpoint_names_the_tensor(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    weight = load_file(tiny_moe.path / "model.safetensors")[name]
+    weight[3, 4] = float("nan")
+    path = edited(tmp_path / "model", tiny_moe.path, **{name: weight})
+    with pytest.raises(NonFiniteError, match=name.replace(".", r"\.")):
+        ReferenceEngine(path, {}).score([mix_of(tiny_moe, REFERENCE)], TOKENS)
+
+
+def test_inf_in_a_quant_names_the_linear(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    key = "model.layers.2.self_attn.v_proj"
+    suh = load_file(tiny_moe.quants["2"] / "model.safetensors")[f"{key}.suh"]
+    suh[0] = float("inf")
+    path = edited(tmp_path / "2", tiny_moe.quants["2"], **{f"{key}.suh": suh})
+    with pytest.raises(NonFiniteError, match=r"layers\.2\.self_attn\.v_proj"):
+        ReferenceEngine(tiny_moe.path, {"2": path}).score([mix_of(tiny_moe, "2")], TOKENS)
+
+
+def test_nan_scores_name_the_mix(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants)
+    load = engine.store._load
+    broken = {("1.attn.o", "2")}
+
+    def overflowing(group: Group, choice: str) -> dict[str, torch.Tensor]:
+        # Stands for activations that overflow although every weight is finite.
+        factor = float("nan") if (group.id, choice) in broken else 1.0
+        return {name: tensor * factor for name, tensor in load(group, choice).items()}
+
+    monkeypatch.setattr(engine.store, "_load", overflowing)
+    with pytest.raises(NonFiniteError, match="mix 'all 2'"):
+        engine.score([mix_of(tiny_moe, "3"), mix_of(tiny_moe, "2")], TOKENS)
+
+
+def test_a_missing_tensor_is_named(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    path = edited(tmp_path / "model", tiny_moe.path, **{"model.layers.1.self_attn.q_norm.weight": None})
+    with pytest.raises(MissingTensorError, match=r"model\.layers\.1\.self_attn\.q_norm\.weight"):
+        ReferenceEngine(path, {})
+
+
+def test_a_quant_without_a_linear_names_it(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    path = edited(tmp_path / "2", tiny_moe.quants["2"], **{"model.layers.1.self_attn.q_proj.trellis": None})
+    with pytest.raises(MissingTensorError, match=r"model\.layers\.1\.self_attn\.q_proj"):
+        ReferenceEngine(tiny_moe.path, {"2": path}).score([mix_of(tiny_moe, "2")], TOKENS)
+
+
+def test_a_quant_of_another_shape_is_refused(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    config = {**CONFIGS["glm4moe"], "intermediate_size": 384}
+    other = make_tiny_model(tmp_path / "other", config)
+    engine = ReferenceEngine(tiny_moe.path, other.quants)
+    with pytest.raises(QuantMismatchError, match=r"model\.layers\.0\.mlp\.gate_proj has shape"):
+        engine.score([mix_of(tiny_moe, "2")], TOKENS)
+
+
+def test_a_linear_that_a_quant_stores_unquantized_is_read(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    key = "model.layers.0.self_attn.o_proj"
+    weight = load_file(tiny_moe.path / "model.safetensors")[f"{key}.weight"]
+    dropped = {f"{key}.{part}": None for part in ("trellis", "suh", "svh", "mul1")}
+    path = edited(tmp_path / "2", tiny_moe.quants["2"], **dropped, **{f"{key}.weight": weight})
+    engine = ReferenceEngine(tiny_moe.path, {"2": path})
+    (score,) = engine.score([mix_of(tiny_moe, REFERENCE, **{"0.attn.o": "2"})], TOKENS)
+    assert set(score.kl_ref_mix) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("qwen3moe", "num_local_experts"), ("glm4moe", "num_local_experts"), ("glm4moe", "num_experts")],
+)
+def test_the_number_of_experts_has_many_names(
+    name: str, key: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = make_tiny_model(tmp_path, CONFIGS[name])
+    plain = ReferenceEngine(model.path, model.quants).score([mix_of(model, "2")], TOKENS)
+    file = model.path / "config.json"
+    config: dict[str, Any] = json.loads(file.read_text())
+    config[key] = config.pop("num_experts", None) or config.pop("n_routed_experts")
+    file.write_text(json.dumps(config))
+    assert ReferenceEngine(model.path, model.quants).score([mix_of(model, "2")], TOKENS) == plain
+
+
+def test_rare_experts_are_named(tiny_moe: TinyModel) -> None:
+    captures = list(ReferenceEngine(tiny_moe.path, {}, min_expert_tokens=31).capture(TOKENS))
+    for capture in captures:
+        assert set(capture.rare_experts) == {e for e, count in capture.expert_tokens.items() if count < 31}
+    assert captures[0].expert_tokens == {}
+    assert sum(captures[1].expert_tokens.values()) == TOKENS.numel() * 2
+    assert any(capture.rare_experts for capture in captures)
+
+
+def test_hessians_may_be_worked_on_in_place(tiny_moe: TinyModel) -> None:
+    (capture,) = ReferenceEngine(tiny_moe.path, {}).capture(TOKENS, keys=["lm_head"])
+    assert capture.layer is None
+    capture.hessians["lm_head"].matrix.diagonal().add_(1.0)
+
+
+def test_quantize_works_on_the_reference_weight(tiny_moe: TinyModel) -> None:
+    engine = ReferenceEngine(tiny_moe.path, {})
+    key = "model.layers.0.self_attn.k_proj"  # 128 x 64: padded to 128
+    linear, stats = engine.quantize(key, None, 4, "mul1", key)
+    weight = load_file(tiny_moe.path / "model.safetensors")[f"{key}.weight"].float()
+    error = (linear.dequantize()[:, :64].T - weight).norm() / weight.norm()
+    assert error == pytest.approx(stats.rfn, rel=1e-3)
+    assert error < 0.1
+    with pytest.raises(UsageError, match="no linear"):
+        engine.quantize("model.layers.0.nothing", None, 4, "mul1", key)
+
+
+def test_engines_are_opened_by_name(tiny_moe: TinyModel) -> None:
+    assert open_engine("auto", tiny_moe.path).name == "reference"
+    with pytest.raises(UsageError, match="Choose one of: auto, reference"):
+        open_engine("abacus", tiny_moe.path)
+
+
+def test_tokens_must_be_rows(tiny_moe: TinyModel) -> None:
+    with pytest.raises(DataError, match="cannot be scored"):
+        ReferenceEngine(tiny_moe.path, {}).score([], torch.zeros(3, 1, dtype=torch.int64))

@@ -1,0 +1,99 @@
+"""The prefix tree and the batching of states, against plain recomputation."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from tiny_models import CONFIGS
+
+from exltune.engines.reference.prefix_tree import Edge, build_tree, layer_groups
+from exltune.engines.reference.states import StateTable, batches, peak_states
+from exltune.inventory import inventory_from_config
+from exltune.schema.mix import REFERENCE, Mix
+
+INVENTORY = inventory_from_config(CONFIGS["glm4moe"])
+IDS = [group.id for group in (*INVENTORY.groups, INVENTORY.head)]
+
+
+def random_mixes(count: int) -> list[Mix]:
+    draw = random.Random(3)
+    return [Mix(name=str(n), choices={id_: draw.choice(["2", REFERENCE]) for id_ in IDS}) for n in range(count)]
+
+
+def prefixes(mix: Mix) -> list[tuple[str, ...]]:
+    """Choices up to and with each layer."""
+    taken: tuple[str, ...] = ()
+    found = []
+    for groups in layer_groups(INVENTORY):
+        taken += tuple(mix.choices[id_] for id_ in groups)
+        found.append(taken)
+    return found
+
+
+def test_layers_hold_all_groups_in_order() -> None:
+    assert sum(layer_groups(INVENTORY), ()) == tuple(group.id for group in INVENTORY.groups)
+
+
+def test_one_edge_for_each_distinct_prefix() -> None:
+    mixes = random_mixes(40)
+    tree = build_tree(mixes, INVENTORY)
+    reference = Mix(name="ref", choices=dict.fromkeys(IDS, REFERENCE))
+    for layer, edges in enumerate(tree.layers):
+        distinct = {prefixes(mix)[layer] for mix in (*mixes, reference)}
+        assert len(edges) == len(distinct)
+        assert edges[0] == Edge(0, (REFERENCE,) * len(edges[0].choice), 0)
+        assert [edge.child for edge in edges] == list(range(len(edges)))
+    assert tree.layer_forwards == sum(map(len, tree.layers))
+
+
+def test_leaves_tell_mixes_apart_and_only_those() -> None:
+    mixes = random_mixes(40)
+    mixes.append(mixes[7])
+    leaves = build_tree(mixes, INVENTORY).leaves
+    for a, leaf_a in zip(mixes, leaves, strict=True):
+        for b, leaf_b in zip(mixes, leaves, strict=True):
+            assert (leaf_a == leaf_b) == (a.choices == b.choices)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 3, 5, 100])
+def test_batches_cover_every_row_once(batch_rows: int) -> None:
+    edges = [Edge(0, (), child) for child in range(3)]
+    found = list(batches(edges, rows=4, batch_rows=batch_rows))
+    rows = [(edge.child, row) for batch in found for edge, start, stop in batch for row in range(start, stop)]
+    assert rows == [(child, row) for child in range(3) for row in range(4)]
+    assert all(sum(stop - start for _, start, stop in batch) <= batch_rows for batch in found)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 100])
+def test_states_follow_their_own_choices(batch_rows: int) -> None:
+    tree = build_tree(random_mixes(12), INVENTORY)
+    factors: list[float] = []
+    table = StateTable(torch.ones(4, 2, 1))
+    finished = 0
+
+    def count(edges: int) -> None:
+        nonlocal finished
+        finished += edges
+
+    for edges in tree.layers:
+        table.advance(
+            edges,
+            batch_rows,
+            lambda choice: factors.append(3.0 ** sum(c == "2" for c in choice)),
+            lambda hidden: hidden * factors[-1],
+            count,
+        )
+    assert finished == tree.layer_forwards
+    for mix, (state, _) in zip(random_mixes(12), tree.leaves, strict=True):
+        swapped = sum(mix.choices[group.id] == "2" for group in INVENTORY.groups)
+        assert table.states[state].unique().tolist() == [3.0**swapped]
+
+
+def test_peak_counts_parents_that_outlive_a_child() -> None:
+    fork = [Edge(0, ("2",), 0), Edge(0, ("3",), 1)]
+    chain = [Edge(0, ("2",), 0), Edge(1, ("2",), 1)]
+    assert peak_states([fork, chain]) == 3
+    assert peak_states([chain]) == 2
+    assert peak_states([]) == 1
