@@ -146,7 +146,7 @@ def hgemm(a: Tensor, b: Tensor, out: Tensor) -> None:
 hgemm_recon = hgemm
 
 
-class BC_LinearEXL3:  # noqa: N801
+class BC_LinearEXL3:
     """The bound class behind LinearEXL3 for few rows; decodes its trellis on first use."""
 
     def __init__(
@@ -177,7 +177,7 @@ class BC_LinearEXL3:  # noqa: N801
         return y if self._bias is None else y.add_(self._bias)
 
 
-class BC_LinearFP16:  # noqa: N801
+class BC_LinearFP16:
     """The bound class behind LinearFP16; never run on a CPU."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

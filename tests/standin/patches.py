@@ -6,18 +6,16 @@ Only names inside exllamav3's own modules are replaced; torch itself stays as it
 from __future__ import annotations
 
 import contextlib
-
 import types
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from exllamav3.loader.safetensors import SafetensorsCollection
 from exllamav3.modules import block_sparse_mlp, mlp
 from exllamav3.modules.attention_fn import dispatch
 from exllamav3.modules.attention_fn.torch import fn_torch_sdpa_fallback_nocache
 from exllamav3.modules.quant.exl3_lib import quantize
+from torch import Tensor
 
 
 def apply() -> None:
