@@ -39,11 +39,20 @@ class QuantSizes:
     group_bytes: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class QuantHead:
+    """Where the head comes from, its bits there, and the codebook of all quants."""
+
+    choice: Choice
+    bits: float
+    codebook: str
+
+
 def summarize(
     inventory: Inventory,
     level: int,
     quants: list[QuantSizes],
-    head_choice: Choice,
+    head: QuantHead,
     scores: Mapping[str, Score],
     data: DataSettings,
     provenance: Provenance,
@@ -53,6 +62,7 @@ def summarize(
     groups = tuple(_measured(part, quants, scores) for part in parts)
     tensors = {group.id: group.tensors for group in inventory.groups}
     mixes = tuple(_method_row(quant, scores[f"uniform@{quant.choice}"]) for quant in quants)
+    lowest = scores[f"uniform@{quants[0].choice}"]
     return Measurement(
         base=QuantRef(dir=str(quants[0].path), bpw=quants[0].bpw),
         alts=tuple(QuantRef(dir=str(quant.path), bpw=quant.bpw) for quant in quants[1:]),
@@ -64,14 +74,16 @@ def summarize(
             )
             for index, group in enumerate(groups)
         ),
-        base_kld=mixes[0].kl_ref_quant,
+        base_kld=mean_and_se(lowest.kl_ref_mix, lowest.positions).mean,
         arch_string=inventory.architecture,
         exltune=MeasurementDetail(
             level=level,
             base=REFERENCE,
             quants={quant.choice: str(quant.path) for quant in quants},
             quant_sha256={quant.choice: quant.sha256 for quant in quants},
-            head_choice=head_choice,
+            head_choice=head.choice,
+            head_bits=head.bits,
+            codebook=head.codebook,
             data=data,
             groups=groups,
             mixes=mixes,

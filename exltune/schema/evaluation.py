@@ -47,13 +47,13 @@ class PairedDifference(Record):
 
 
 class MethodRow(Record):
-    """A seed that was tried: its bytes and what it scored on the search set (nats/token)."""
+    """A seed that was tried: its bytes and what it scored on the search set (nats/token); None where unscored."""
 
     name: str
     size_bytes: int
     bpw: float
-    kl_ref_quant: float
-    kl_ref_quant_se: float
+    kl_ref_quant: float | None
+    kl_ref_quant_se: float | None
     predicted_kld: float | None = None
 
 

@@ -73,6 +73,8 @@ class MeasurementDetail(Record):
     quants: dict[str, str]
     quant_sha256: dict[str, str]
     head_choice: str
+    head_bits: float
+    codebook: str
     data: DataSettings
     groups: tuple[MeasuredGroup, ...]
     mixes: tuple[MethodRow, ...] = ()

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +20,14 @@ from exltune.exl3.tensors import read_header
 from exltune.exl3.writer import PendingTensor
 
 
+@dataclass(frozen=True)
+class TensorNote:
+    """What is known of a finished tensor beside its weights."""
+
+    stats: QuantStats
+    rare: bool
+
+
 class TensorStore:
     """Quantized linears by key and bits in a directory of their own."""
 
@@ -28,12 +38,12 @@ class TensorStore:
     def __contains__(self, item: tuple[str, float]) -> bool:
         return self._path(*item).is_file()
 
-    def put(self, key: str, bits: float, linear: QuantizedLinear, stats: QuantStats) -> None:
-        """Store a linear; it is there whole or not at all."""
+    def put(self, key: str, bits: float, linear: QuantizedLinear, stats: QuantStats, *, rare: bool = False) -> None:
+        """Store a linear; it is there whole or not at all. rare: an expert that few tokens reach by itself."""
         path = self._path(key, bits)
         temporary = path.with_suffix(".partial")
-        metadata = {"stats": json.dumps({"proxy_err": stats.proxy_err, "rfn": stats.rfn, "feedback": stats.feedback})}
-        save_file(linear.tensors(key), temporary, metadata=metadata)
+        note = {"proxy_err": stats.proxy_err, "rfn": stats.rfn, "feedback": stats.feedback, "rare": rare}
+        save_file(linear.tensors(key), temporary, metadata={"note": json.dumps(note)})
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
@@ -44,14 +54,17 @@ class TensorStore:
         entries = read_header(path)
         return [PendingTensor(name, entries[name].nbytes, _loader(path, name)) for name in sorted(entries)]
 
-    def stats(self, key: str, bits: float) -> QuantStats:
-        """Errors of a stored linear."""
+    def note(self, key: str, bits: float) -> TensorNote:
+        """What was noted of a stored linear."""
         with safe_open(self._path(key, bits), framework="pt") as handle:
-            return QuantStats(**json.loads(handle.metadata()["stats"]))
+            note = json.loads(handle.metadata()["note"])
+        return TensorNote(QuantStats(note["proxy_err"], note["rfn"], note["feedback"]), note["rare"])
 
     def remove(self) -> None:
         """Remove the store and all that is in it."""
         shutil.rmtree(self.directory, ignore_errors=True)
+        with suppress(OSError):
+            self.directory.parent.rmdir()
 
     def _path(self, key: str, bits: float) -> Path:
         return self.directory / f"{key}@{bits:g}.safetensors"

@@ -1,0 +1,126 @@
+"""Base quants at hand: the EXL3 directories in a folder, by their bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exltune.budget import SizeModel, directory_size
+from exltune.errors import CorruptFileError, QuantMismatchError
+from exltune.exl3.codebooks import Codebook
+from exltune.exl3.directory import QuantDir
+from exltune.inventory import check_same_model, load_inventory, model_fingerprint
+from exltune.measure import QuantSizes
+from exltune.schema.inventory import Inventory
+from exltune.schema.mix import Choice, choice_of_bits
+
+_HEAD_UNQUANTIZED = 16.0
+
+
+@dataclass(frozen=True)
+class BaseQuant:
+    """A quant whose groups all have one bit width; head_bits may differ."""
+
+    choice: Choice
+    bits: float
+    head_bits: float
+    codebook: Codebook
+    path: Path
+
+    @property
+    def directory(self) -> QuantDir:
+        """The opened directory."""
+        return QuantDir(self.path)
+
+
+def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]:
+    """All base quants in a folder by ascending bits, each checked to belong to `model`, or all to one model.
+
+    Directories with several bit widths (mixes) are passed over. Raises: QuantMismatchError where there is none,
+    where one belongs to another model, or where two have the same bits; what reading the directories raises.
+    """
+    if not folder.is_dir():
+        raise QuantMismatchError("no such directory", where=str(folder), fix="Give the --out of exltune quantize")
+    candidates = [path for path in sorted(folder.iterdir()) if _may_be_quant(path)]
+    found = sorted(filter(None, map(_read, candidates)), key=lambda quant: quant.bits)
+    if not found:
+        raise QuantMismatchError(
+            "it holds no base quants", where=str(folder), fix="Make them with exltune quantize MODEL --out DIR"
+        )
+    for quant in found:
+        check_same_model(model or found[0].path, quant.path)
+    _refuse_doubles(found)
+    return found
+
+
+def head_source(quants: Iterable[BaseQuant], head_bits: float | None) -> BaseQuant:
+    """The base quant whose head has the bits asked for; the lowest quant where nothing is asked.
+
+    Raises: QuantMismatchError where no head has them.
+    """
+    quants = list(quants)
+    fitting = [quant for quant in quants if head_bits is None or quant.head_bits == head_bits]
+    if not fitting:
+        have = ", ".join(sorted({f"{quant.head_bits:g}" for quant in quants}))
+        raise QuantMismatchError(f"no base quant has a head of {head_bits:g} bits, only {have}")
+    return fitting[0]
+
+
+def quant_sizes(inventory: Inventory, quants: Sequence[BaseQuant]) -> list[QuantSizes]:
+    """What a measurement notes of its base quants."""
+    sizes = SizeModel(inventory, quants[0].codebook)
+    result = []
+    for quant in quants:
+        total = directory_size(inventory, quant.directory)
+        result.append(
+            QuantSizes(
+                choice=quant.choice,
+                path=quant.path.resolve(),
+                sha256=model_fingerprint(quant.path),
+                bits=quant.bits,
+                bpw=total.bpw,
+                size_bytes=total.size_bytes,
+                group_bytes={group.id: sizes.group_bytes(group.id, quant.bits) for group in inventory.groups},
+            )
+        )
+    return result
+
+
+def paths_of(quants: Iterable[BaseQuant]) -> dict[Choice, Path]:
+    """Choice -> directory, as engines take it."""
+    return {quant.choice: quant.path for quant in quants}
+
+
+def _may_be_quant(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".") and (path / "config.json").is_file()
+
+
+def _read(path: Path) -> BaseQuant | None:
+    quant, inventory = QuantDir(path), load_inventory(path)
+    keys = [key for group in inventory.groups for key in group.tensors]
+    widths = {quant.bits(key) for key in keys}
+    codebooks = {quant.codebook(key) for key in keys}
+    if len(widths) > 1:
+        return None
+    if len(codebooks) > 1:
+        raise CorruptFileError("its tensors have several codebooks", where=str(path), fix="Quantize it again")
+    head = [quant.bits(key) if key in quant else _HEAD_UNQUANTIZED for key in inventory.head.tensors]
+    bits = widths.pop()
+    return BaseQuant(choice_of_bits(bits), bits, head[0], codebooks.pop(), path)
+
+
+def _refuse_doubles(quants: Sequence[BaseQuant]) -> None:
+    for low, high in zip(quants, quants[1:], strict=False):
+        if low.bits == high.bits:
+            raise QuantMismatchError(
+                f"{low.path.name} and {high.path.name} both have {low.bits:g} bits",
+                where=str(low.path.parent),
+                fix="Move one of them elsewhere",
+            )
+        if low.codebook != high.codebook:
+            raise QuantMismatchError(
+                f"{low.path.name} has codebook {low.codebook} and {high.path.name} {high.codebook}",
+                where=str(low.path.parent),
+                fix="Make all base quants with one codebook",
+            )

@@ -1,0 +1,75 @@
+"""`exltune build`: the mixed model of a recipe, spliced from base quants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exltune.budget import directory_size
+from exltune.build import resolve_recipe, splice_model
+from exltune.errors import QuantMismatchError
+from exltune.exl3.directory import QuantDir
+from exltune.exl3.tensors import TensorFiles
+from exltune.inventory import load_inventory
+from exltune.pipeline.base_quants import find_base_quants, head_source
+from exltune.pipeline.reporter import Reporter, Silent
+from exltune.schema.inventory import Inventory
+from exltune.schema.mix import MixSize
+from exltune.schema.recipe import Recipe
+from exltune.store.files import exclusive, new_directory
+from exltune.store.records import read_recipe, write_recipe
+
+RECIPE = "recipe.yaml"
+_UNQUANTIZED = 16
+
+
+def build(
+    recipe_file: Path,
+    quants_dir: Path,
+    out: Path,
+    *,
+    model: Path | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> MixSize:
+    """Write the EXL3 model of a recipe to `out`; bit for bit the base quants' tensors.
+
+    model: the unquantized model, needed where the recipe leaves linears at 16 bits.
+    Raises: RecipeError, QuantMismatchError, OutputExistsError, CorruptFileError.
+    """
+    reporter = reporter or Silent()
+    recipe = read_recipe(recipe_file)
+    quants = find_base_quants(quants_dir, model)
+    inventory = load_inventory(quants[0].path)
+    bits = resolve_recipe(recipe, inventory)
+    head = head_source(quants, recipe.head_bits)
+    settings = {
+        "bits": round(recipe.achieved_bpw or _mean_bits(inventory, bits), 2),
+        "head_bits": int(head.head_bits) if head.head_bits.is_integer() else head.head_bits,
+        "codebook": quants[0].codebook,
+        "calibration": head.directory.config.get("quantization_config", {}).get("calibration"),
+    }
+    with exclusive(out.parent), reporter.stage("Building") as progress, new_directory(out, force=force) as partial:
+        progress(0, 1, out.name)
+        files = TensorFiles(model) if model is not None and _UNQUANTIZED in bits.values() else None
+        sources = {quant.bits: quant.directory for quant in quants}
+        splice_model(partial, inventory, bits, sources, head.directory, settings, files)
+        write_recipe(partial / RECIPE, recipe)
+        size = directory_size(inventory, QuantDir(partial))
+        _check_planned(recipe, size, out)
+        progress(1, 1, out.name)
+    return size
+
+
+def _check_planned(recipe: Recipe, size: MixSize, out: Path) -> None:
+    planned = recipe.exltune.size_bytes if recipe.exltune is not None else None
+    if planned is not None and planned != size.size_bytes:
+        raise QuantMismatchError(
+            f"the model takes {size.size_bytes:,} bytes where the recipe planned {planned:,}",
+            where=str(out),
+            fix="Use the base quants that the recipe was made for",
+        )
+
+
+def _mean_bits(inventory: Inventory, bits: dict[str, float]) -> float:
+    numel = {spec.key: spec.in_features * spec.out_features for spec in inventory.linears}
+    return sum(numel[key] * width for key, width in bits.items()) / sum(numel[key] for key in bits)

@@ -1,0 +1,58 @@
+"""`exltune evaluate`: finished quants on held-out tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from exltune.engines.base import AUTO, open_engine
+from exltune.errors import UsageError
+from exltune.evaluate import evaluate_quants
+from exltune.inventory import check_same_model
+from exltune.pipeline.data import ids, token_sets
+from exltune.pipeline.jobs import provenance
+from exltune.pipeline.reporter import Reporter, Silent
+from exltune.schema.evaluation import Evaluation
+from exltune.schema.tokens import DataSettings, Split
+from exltune.store.files import refuse_existing
+from exltune.store.records import write_record
+
+
+def evaluate(
+    model: Path,
+    quants: Sequence[Path],
+    data: DataSettings,
+    *,
+    out: Path | None = None,
+    engine: str = AUTO,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Rows of the table for quant directories, each checked to belong to the model; written to `out` if given.
+
+    Raises: QuantMismatchError, DataError, OutputExistsError, and what the engine raises.
+    """
+    reporter = reporter or Silent()
+    if out is not None:
+        refuse_existing(out, force=force)
+    named = _names(quants)
+    for path in named.values():
+        check_same_model(model, path)
+    tokens = token_sets(data, model)[Split.HELD_OUT]
+    opened = open_engine(engine, model, named)
+    with reporter.stage("Evaluating") as progress:
+        rows = evaluate_quants(opened, named, ids(tokens), progress)
+    evaluation = Evaluation(rows=tuple(rows), provenance=provenance(model, opened.name, tokens, data))
+    if out is not None:
+        write_record(out, evaluation)
+    return evaluation
+
+
+def _names(quants: Sequence[Path]) -> dict[str, Path]:
+    """Directory names, or whole paths where two directories are named alike."""
+    if not quants:
+        raise UsageError("no quants are given", fix="exltune evaluate MODEL QUANT...")
+    names = [path.resolve().name for path in quants]
+    if len(set(quants)) < len(quants):
+        raise UsageError("a quant is given twice", fix="Name each directory once")
+    return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, quants, strict=True)}

@@ -1,0 +1,166 @@
+"""`exltune quantize`: base quants of a model, resumed at the tensor that a kill interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exltune.build import assemble_quant
+from exltune.engines.base import AUTO, Engine, open_engine
+from exltune.errors import CorruptFileError, DataError, OutputExistsError, UsageError
+from exltune.exl3.codebooks import Codebook, check_bits
+from exltune.inventory import model_fingerprint
+from exltune.pipeline.data import ids, token_sets
+from exltune.pipeline.jobs import job_hash, provenance
+from exltune.pipeline.reporter import Reporter, Silent
+from exltune.quantize import TensorJob, all_jobs, quantize_tensors
+from exltune.schema.inventory import Inventory
+from exltune.schema.provenance import Provenance
+from exltune.schema.quant import QuantRecord, TensorErrors
+from exltune.schema.tokens import DataSettings, Split
+from exltune.store.files import exclusive, new_directory
+from exltune.store.records import read_record, write_record
+from exltune.store.tensors import TensorStore
+
+RECORD = "exltune.json"
+DEFAULT_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+DEFAULT_HEAD_BITS = 6.0
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """Bit widths of the base quants, the head's bits, and the codebook of all."""
+
+    widths: tuple[float, ...] = DEFAULT_WIDTHS
+    head_bits: float = DEFAULT_HEAD_BITS
+    codebook: Codebook = "mul1"
+
+    def directory(self, bits: float) -> str:
+        """Name of the base quant at a width, e.g. `3bpw_H6`."""
+        return f"{bits:g}bpw_H{self.head_bits:g}"
+
+
+def quantize(
+    model: Path,
+    out: Path,
+    settings: QuantizeSettings,
+    data: DataSettings,
+    *,
+    engine: str = AUTO,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> list[Path]:
+    """Write one EXL3 directory for each width into `out`; those that are there already are kept.
+
+    Raises: UsageError for bits that do not exist, OutputExistsError for a directory made with other settings,
+    DataError, ModelError, and what the engine raises.
+    """
+    reporter = reporter or Silent()
+    if not settings.widths:
+        raise UsageError("no bit widths are given", fix="For example --bits 2,3,4")
+    for bits in (*settings.widths, settings.head_bits):
+        check_bits(bits, settings.codebook)
+    opened = open_engine(engine, model)
+    with exclusive(out):
+        run = _Run(opened, out, settings, data)
+        missing = run.missing(force)
+        if missing:
+            run.quantize(missing, reporter)
+            for bits in missing:
+                run.assemble(bits, force)
+        run.store.remove()
+    return [out / settings.directory(bits) for bits in settings.widths]
+
+
+class _Run:
+    """One quantization with its token set, its job hash and its store of finished tensors."""
+
+    def __init__(self, engine: Engine, out: Path, settings: QuantizeSettings, data: DataSettings) -> None:
+        self.engine, self.out, self.settings, self.data = engine, out, settings, data
+        self.tokens = token_sets(data, engine.model_dir)[Split.CALIBRATION]
+        fingerprint = model_fingerprint(engine.model_dir)
+        self.job = job_hash(
+            "quantize", fingerprint, self.tokens.info.sha256, settings.codebook, settings.head_bits, engine.name
+        )
+        self.store = TensorStore(out / ".exltune" / self.job[:16])
+
+    @property
+    def inventory(self) -> Inventory:
+        return self.engine.inventory
+
+    def missing(self, force: bool) -> list[float]:
+        """Widths whose directory has still to be made."""
+        return [bits for bits in self.settings.widths if force or not self._is_done(bits)]
+
+    def _is_done(self, bits: float) -> bool:
+        directory = self.out / self.settings.directory(bits)
+        if not directory.exists():
+            return False
+        try:
+            done = read_record(directory / RECORD, QuantRecord).job == self.job
+        except (DataError, CorruptFileError):
+            done = False
+        if not done:
+            raise OutputExistsError(
+                "it holds a quant that was made otherwise (another model, other texts, codebook or version)",
+                where=str(directory),
+                fix="Give another --out, or --force to replace it",
+            )
+        return True
+
+    def quantize(self, widths: Sequence[float], reporter: Reporter) -> None:
+        """Quantize what the store does not hold yet."""
+        wanted = all_jobs(self.inventory, widths, self.settings.head_bits)
+        todo = [job for job in wanted if job not in self.store]
+        if not todo:
+            return
+        if len(todo) < len(wanted):
+            reporter.remark(f"Taking up again: {len(wanted) - len(todo)} of {len(wanted)} tensors are done")
+        with reporter.stage("Quantizing") as progress:
+            for done in quantize_tensors(self.engine, ids(self.tokens), todo, self.settings.codebook, progress):
+                rare = done.job.key.rpartition(".")[0] in done.rare_experts
+                self.store.put(done.job.key, done.job.bits, done.linear, done.stats, rare=rare)
+
+    def assemble(self, bits: float, force: bool) -> None:
+        """Write the directory of one width from the store."""
+        jobs = {job.key: job for job in all_jobs(self.inventory, [bits], self.settings.head_bits)}
+        with new_directory(self.out / self.settings.directory(bits), force=force) as partial:
+            quantization = {
+                "bits": bits,
+                "head_bits": self.settings.head_bits,
+                "calibration": {"rows": self.tokens.info.rows, "cols": self.tokens.info.row_length},
+                "out_scales": "always",
+                "codebook": self.settings.codebook,
+            }
+            assemble_quant(
+                self.engine.model_dir,
+                partial,
+                self.inventory,
+                lambda key: self.store.pending(*jobs[key]),
+                {key: _whole(value) for key, value in quantization.items()},
+            )
+            write_record(partial / RECORD, self._record(bits, jobs))
+
+    def _record(self, bits: float, jobs: dict[str, TensorJob]) -> QuantRecord:
+        notes = {key: self.store.note(*job) for key, job in jobs.items()}
+        return QuantRecord(
+            bits=bits,
+            head_bits=self.settings.head_bits,
+            codebook=self.settings.codebook,
+            job=self.job,
+            rare_experts=tuple(sorted({key.rpartition(".")[0] for key, note in notes.items() if note.rare})),
+            tensors={
+                key: TensorErrors(proxy_err=note.stats.proxy_err, rfn=note.stats.rfn, feedback=note.stats.feedback)
+                for key, note in notes.items()
+            },
+            provenance=self._provenance(),
+        )
+
+    def _provenance(self) -> Provenance:
+        return provenance(self.engine.model_dir, self.engine.name, self.tokens, self.data)
+
+
+def _whole(value: object) -> object:
+    """3.0 -> 3: exllamav3 writes whole bits as integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,15 @@
+"""A mix that a method proposes at a budget, before anything has scored it."""
+
+from __future__ import annotations
+
+from exltune.schema.base import Record
+from exltune.schema.mix import Mix, MixSize
+
+
+class Seed(Record):
+    """A method's mix with its size; predicted_kld_nats is a sum of single swaps, KL(reference‖mix) in nats/token."""
+
+    name: str
+    mix: Mix
+    size: MixSize
+    predicted_kld_nats: float | None = None
