@@ -1,0 +1,125 @@
+"""What every bit width of every group costs, from a measurement: as measured, and as a fitted law."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import isotonic_regression
+
+from exltune.schema.measurement import MeasuredGroup, Measurement
+from exltune.schema.mix import REFERENCE
+
+Floats = npt.NDArray[np.float64]
+
+#: NMSE * 4^K of the codec on Gaussian tiles (DESIGN.md section 7); between and beyond them linear and constant.
+_NMSE_BITS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+_NMSE_TIMES_4K = (1.09, 1.12, 1.14, 1.16, 1.21, 1.30)
+
+#: Exponents tried, and what is believed of them before any probe: 2 in theory, 1.3 to 1.7 seen on small MoE models.
+_EXPONENTS = np.arange(1.0, 3.001, 0.05)
+_EXPONENT_PRIOR = (1.75, 0.35)
+
+#: A probe is trusted no further than this share of its cost: the law itself is not exact.
+_MODEL_ERROR = 0.05
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """KL(reference‖mix) in nats/token that each unit adds to `base_kld` at each width, one unit swapped at a time."""
+
+    base_kld: float
+    units: tuple[MeasuredGroup, ...]
+    costs: Mapping[str, Mapping[float, float]]
+
+    def predict(self, bits: Mapping[str, float]) -> float | None:
+        """Sum of the single costs of a mix; None where members of one unit differ. Not a measured value."""
+        total = self.base_kld
+        for unit in self.units:
+            widths = {bits[member] for member in unit.members}
+            if len(widths) > 1:
+                return None
+            total += self.costs[unit.id][widths.pop()]
+        return max(total, 0.0)
+
+
+def nmse(bits: float | Floats) -> Floats:
+    """Normalised mean square error of a tensor quantized to a bit width."""
+    widths = np.asarray(bits, dtype=np.float64)
+    return np.asarray(np.interp(widths, _NMSE_BITS, _NMSE_TIMES_4K) * 4.0**-widths)
+
+
+def measured_costs(measurement: Measurement, widths: Sequence[float]) -> CostTable:
+    """Costs as probed, made non-increasing in bits (isotonic regression, weights 1/se²) and, over fp16, not negative.
+
+    A width that was not probed takes the fitted law's cost with little weight.
+    """
+    fitted = fitted_costs(measurement, widths)
+    floor = 0.0 if measurement.exltune.base == REFERENCE else -np.inf
+    costs = {}
+    for unit in fitted.units:
+        probes = _Probes(unit, fitted.base_kld, widths)
+        law = fitted.costs[unit.id]
+        values = np.array([probes.cost.get(width, law[width]) for width in widths])
+        errors = np.array([probes.se.get(width, abs(law[width])) for width in widths])
+        weights = 1.0 / np.maximum(errors, max(1e-3 * float(np.max(np.abs(values))), 1e-12)) ** 2
+        smooth = isotonic_regression(values, weights=weights / weights.max(), increasing=False).x
+        costs[unit.id] = {width: float(cost) for width, cost in zip(widths, np.maximum(smooth, floor), strict=True)}
+    return CostTable(fitted.base_kld, fitted.units, costs)
+
+
+def fitted_costs(measurement: Measurement, widths: Sequence[float]) -> CostTable:
+    """Costs by the law S * rfn(K)^p over the base, S fitted for every unit and p for every role.
+
+    Source: DESIGN.md section 6, error law; least squares with the probes' standard errors.
+    """
+    detail = measurement.exltune
+    base_kld = 0.0 if detail.base == REFERENCE else measurement.base_kld
+    base_rfn = 0.0 if detail.base == REFERENCE else float(np.sqrt(nmse(float(detail.base))))
+    costs: dict[str, dict[float, float]] = {}
+    for role in dict.fromkeys(unit.role for unit in detail.groups):
+        units = [unit for unit in detail.groups if unit.role == role]
+        probes = [_Probes(unit, base_kld, widths) for unit in units]
+        exponent = _fit_exponent(probes, base_rfn)
+        law = _law(widths, base_rfn, exponent)
+        for unit, probed in zip(units, probes, strict=True):
+            scale, _ = probed.fit_scale(base_rfn, exponent)
+            costs[unit.id] = {width: float(scale * share) for width, share in zip(widths, law, strict=True)}
+    return CostTable(base_kld, detail.groups, costs)
+
+
+class _Probes:
+    """Cost over the base and standard error of one unit, by width."""
+
+    def __init__(self, unit: MeasuredGroup, base_kld: float, widths: Iterable[float]) -> None:
+        wanted = set(widths)
+        probes = [probe for probe in unit.probes if probe.bits in wanted]
+        self.cost = {probe.bits: probe.kld_nats - base_kld for probe in probes}
+        self.se = {probe.bits: probe.kld_se_nats for probe in probes}
+
+    def fit_scale(self, base_rfn: float, exponent: float) -> tuple[float, float]:
+        """S of the law at an exponent, not negative, and the weighted sum of squared residuals."""
+        if not self.cost:
+            return 0.0, 0.0
+        costs, errors = np.array(list(self.cost.values())), np.array(list(self.se.values()))
+        law = _law(list(self.cost), base_rfn, exponent)
+        weights = 1.0 / np.maximum(errors**2 + (_MODEL_ERROR * costs) ** 2, 1e-24)
+        curvature = float(np.sum(weights * law**2))
+        scale = max(float(np.sum(weights * law * costs)) / curvature, 0.0) if curvature > 0 else 0.0
+        return scale, float(np.sum(weights * (costs - scale * law) ** 2))
+
+
+def _law(widths: Sequence[float], base_rfn: float, exponent: float) -> Floats:
+    return np.asarray(np.sqrt(nmse(np.array(widths))) ** exponent - base_rfn**exponent)
+
+
+def _fit_exponent(probes: Sequence[_Probes], base_rfn: float) -> float:
+    """The exponent of one role under which all its units' probes fit best."""
+    mean, spread = _EXPONENT_PRIOR
+    misfit = [
+        sum(probed.fit_scale(base_rfn, exponent)[1] for probed in probes) + ((exponent - mean) / spread) ** 2
+        for exponent in _EXPONENTS
+    ]
+    return float(_EXPONENTS[int(np.argmin(misfit))])

@@ -1,0 +1,111 @@
+"""Seeds: what every method proposes at a budget, and the choice among them by what they scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from exltune.schema.heuristics import Heuristics
+from exltune.schema.mix import choice_of_bits
+from exltune.schema.score import Score
+from exltune.schema.seed import Seed
+from exltune.search.costs import CostTable, fitted_costs, measured_costs, nmse
+from exltune.search.knapsack import Option, solve_knapsack
+from exltune.search.problem import SearchProblem
+from exltune.search.rules import rules_mix
+from exltune.search.strategy import strategy_within
+
+#: A method: a mix within the problem's budget, or None where it has none (no measurement, nothing small enough).
+Proposer = Callable[[SearchProblem], Seed | None]
+
+#: Share of all measured cost that is told apart by the codec's own error where measurements tie.
+_PRIOR_SHARE = 1e-3
+
+
+def uniform(problem: SearchProblem) -> Seed | None:
+    """The plain base quant with the most bits within the budget."""
+    for width in reversed(problem.widths):
+        bits = dict.fromkeys(problem.group_ids, width)
+        if problem.groups_bytes(bits) <= problem.budget_bytes:
+            return problem.seed("uniform", bits)
+    return None
+
+
+def strategy(problem: SearchProblem, hq: int = 0) -> Seed | None:
+    """exllamav3's own strategy, plain or hq, at its largest quant within the budget."""
+    bits = strategy_within(problem.sizes, problem.budget_bytes, problem.widths, hq)
+    return None if bits is None else problem.seed("exllamav3-hq" if hq else "exllamav3-strategy", bits)
+
+
+def hand_rules(problem: SearchProblem, rules: Heuristics) -> Seed | None:
+    """A file of hand rules, filled up to the budget."""
+    return problem.seed(rules.name, rules_mix(problem, rules))
+
+
+def knapsack(problem: SearchProblem) -> Seed | None:
+    """The least sum of measured single costs."""
+    if problem.measurement is None:
+        return None
+    return _best_sum(problem, "knapsack", measured_costs(problem.measurement, problem.widths))
+
+
+def knapsack_fit(problem: SearchProblem) -> Seed | None:
+    """The least sum of costs by the fitted law, which is smoother than single measurements."""
+    if problem.measurement is None:
+        return None
+    return _best_sum(problem, "knapsack-fit", fitted_costs(problem.measurement, problem.widths))
+
+
+#: Every method but the hand rules, by seed name; a deeper search is one more row.
+PROPOSERS: Mapping[str, Proposer] = {
+    "uniform": uniform,
+    "exllamav3-strategy": strategy,
+    "exllamav3-hq": partial(strategy, hq=1),
+    "knapsack": knapsack,
+    "knapsack-fit": knapsack_fit,
+}
+
+
+def propose(problem: SearchProblem, rules: Sequence[Heuristics] = ()) -> tuple[Seed, ...]:
+    """The seeds of all methods and rule files; every one is within the budget.
+
+    With a measurement each carries its predicted KL, a sum of single swaps.
+    """
+    table = None if problem.measurement is None else measured_costs(problem.measurement, problem.widths)
+    found = [proposer(problem) for proposer in PROPOSERS.values()]
+    found += [hand_rules(problem, one) for one in rules]
+    return tuple(_with_prediction(seed, table) for seed in found if seed is not None)
+
+
+def pick(seeds: Sequence[Seed], scores: Sequence[Score]) -> Seed:
+    """The seed with the least mean KL(reference‖mix) on the same rows; of equals the smaller one."""
+    ranked = sorted(
+        zip(seeds, scores, strict=True), key=lambda pair: (sum(pair[1].kl_ref_mix), pair[0].size.size_bytes)
+    )
+    return ranked[0][0]
+
+
+def _best_sum(problem: SearchProblem, name: str, table: CostTable) -> Seed:
+    tie_break = _PRIOR_SHARE * sum(max(costs[problem.widths[0]], 0.0) for costs in table.costs.values())
+    numel = sum(unit.numel for unit in table.units)
+    items = {}
+    for unit in table.units:
+        share = tie_break * unit.numel / numel
+        items[unit.id] = [
+            Option(
+                choice=choice_of_bits(width),
+                size_bytes=sum(problem.sizes.group_bytes(member, width) for member in unit.members),
+                cost=table.costs[unit.id][width] + share * float(nmse(width) / nmse(problem.widths[0])),
+            )
+            for width in problem.widths
+        ]
+    chosen = solve_knapsack(items, problem.budget_bytes)
+    bits = {member: float(chosen[unit.id]) for unit in table.units for member in unit.members}
+    return problem.seed(name, bits).model_copy(update={"predicted_kld_nats": table.predict(bits)})
+
+
+def _with_prediction(seed: Seed, table: CostTable | None) -> Seed:
+    if table is None or seed.predicted_kld_nats is not None:
+        return seed
+    bits = {group: float(choice) for group, choice in seed.mix.choices.items()}
+    return seed.model_copy(update={"predicted_kld_nats": table.predict(bits)})
