@@ -22,7 +22,7 @@ from exltune.schema.mix import MixSize
 _WHOLE_RATES: tuple[float, ...] = tuple(float(bits) for bits in INTEGER_BITS)
 _HALF_RATES: tuple[float, ...] = tuple(sorted((*_WHOLE_RATES, *HALF_BITS)))
 
-#: exllamav3 promotes these together (qgroup); within a layer in this order.
+#: exllamav3 promotes these together (qgroup).
 _BUNDLES = {
     Role.ATTN_Q: "qkv",
     Role.ATTN_KV: "qkv",
@@ -34,8 +34,10 @@ _BUNDLES = {
     Role.EXPERTS_GATE_UP: "block_gud",
     Role.EXPERTS_DOWN: "block_gud",
 }
-#: q_priority of a part without hq bits, which are added.
-_PRIORITY = {"attn": 2, "mlp": 1, "shared": 1, "experts": 0}
+#: Order of a layer's bundles in exllamav3's module tree, where routed experts come before shared ones.
+_WITHIN_LAYER = ("qkv", "o", "gu", "d", "block_gud", "shared.gu", "shared.d")
+#: q_priority of attention, to which its hq bits are added; gated MLPs and experts have none.
+_ATTENTION_PRIORITY = 2
 
 #: Budgets nearer to each other than this are not told apart by the scan (in bpw).
 _SCAN_STEP_BPW = 2e-4
@@ -180,10 +182,10 @@ def _promotion_order(inventory: Inventory) -> list[_Bundle]:
     for group in inventory.groups:
         members.setdefault((group.layer or 0, _BUNDLES[group.role]), []).append(group)
 
-    def order(item: tuple[tuple[int, str], list[Group]]) -> tuple[int, int, int]:
-        (layer, _), groups = item
-        part = groups[0].role.part
-        return -(_PRIORITY[part] + hq_bits.get(part, 0)), min(layer, inventory.layers - 1 - layer), layer
+    def order(item: tuple[tuple[int, str], list[Group]]) -> tuple[int, int, int, int]:
+        (layer, bundle), groups = item
+        priority = _ATTENTION_PRIORITY + hq_bits.get("attn", 0) if groups[0].role.part == "attn" else 0
+        return -priority, min(layer, inventory.layers - 1 - layer), layer, _WITHIN_LAYER.index(bundle)
 
     return [
         _Bundle(
