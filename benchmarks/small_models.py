@@ -48,6 +48,11 @@ class SmallModel:
     batch: int = 12
     learning_rate: float = 3e-3
 
+    @property
+    def sparse(self) -> bool:
+        """Whether it has experts."""
+        return "moe" in self.config.model_type
+
 
 def glm4moe() -> SmallModel:
     """The demo's model: first layer dense, a shared expert, top-2 of 8 routed experts."""
@@ -69,7 +74,7 @@ def glm4moe() -> SmallModel:
         num_nextn_predict_layers=0,
         routed_scaling_factor=1.0,
     )
-    return SmallModel("glm4moe", config, steps=4000)
+    return SmallModel("glm4moe", config, steps=2500)
 
 
 def qwen3moe() -> SmallModel:
@@ -89,7 +94,7 @@ def qwen3moe() -> SmallModel:
         decoder_sparse_step=1,
         mlp_only_layers=[],
     )
-    return SmallModel("qwen3moe", config, steps=4000)
+    return SmallModel("qwen3moe", config, steps=2500)
 
 
 def qwen3() -> SmallModel:
@@ -103,7 +108,7 @@ def qwen3() -> SmallModel:
         head_dim=64,
         intermediate_size=512,
     )
-    return SmallModel("qwen3", config, steps=3000)
+    return SmallModel("qwen3", config, steps=2500)
 
 
 SMALL_MODELS = {"glm4moe": glm4moe, "qwen3moe": qwen3moe, "qwen3": qwen3}
@@ -125,7 +130,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         eos_token=SPECIAL_TOKENS[0],
         pad_token=SPECIAL_TOKENS[0],
-        model_max_length=2048,
+        model_max_length=1_000_000,
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
@@ -135,6 +140,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write bf16 safetensors, config and tokenizer; config.json names the experts for exllamav3 and transformers."""
     model.to(torch.bfloat16).save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(out)
     path = out / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

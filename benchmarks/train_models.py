@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ SEED = 20
 RECALL_ROWS, ONCE_ROWS = 3, 1
 #: Pull of the load-balancing loss that keeps all experts in use.
 BALANCE = 0.005
-SAVE_EVERY_SECONDS = 120
+WARMUP = 100
 
 
 class Batches:
@@ -66,7 +66,7 @@ class ExpertLoad:
             if name.endswith("mlp.gate"):
                 module.register_forward_hook(self._hook(name))
 
-    def _hook(self, name: str):
+    def _hook(self, name: str) -> Callable[..., None]:
         def collect(module: nn.Module, inputs: object, output: tuple[torch.Tensor, ...]) -> None:
             logits, _, chosen = output
             probabilities = logits.float().softmax(-1)
@@ -85,48 +85,105 @@ class ExpertLoad:
         return loss
 
 
-def train(small: SmallModel, out: Path, steps: int) -> None:
-    """Train one model and write it, with a checkpoint every two minutes."""
-    torch.manual_seed(SEED)
-    tokenizer = train_tokenizer(d.text for d in bundled_pieces(Use.TRAIN))
-    batches = Batches(tokenizer, small.batch)
-    print(f"{small.name}: {sum(map(len, batches.memorised))} tokens to memorise, {sum(map(len, batches.train))} in all")
+class Training:
+    """A model, its optimizer and where it stands; a killed training resumes from its checkpoint."""
+
+    def __init__(self, small: SmallModel, steps: int, checkpoint: Path) -> None:
+        torch.manual_seed(SEED)
+        self.small, self.steps, self.checkpoint = small, steps, checkpoint
+        self.tokenizer = train_tokenizer(d.text for d in bundled_pieces(Use.TRAIN))
+        self.batches = Batches(self.tokenizer, small.batch)
+        self.model = new_model(small)
+        self.load = ExpertLoad(self.model)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=small.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
+        )
+        self.done = 0
+        self.smooth: torch.Tensor | None = None
+        if checkpoint.exists():
+            self._resume()
+
+    def run(self) -> None:
+        """Train to the last step, with a line every 100 steps and a checkpoint every 500."""
+        started, first = time.monotonic(), self.done
+        while self.done < self.steps:
+            self._step()
+            if self.done % 100 == 0:
+                elapsed = time.monotonic() - started
+                self._print(elapsed, elapsed / (self.done - first) * (self.steps - self.done))
+            if self.done % 500 == 0:
+                self._save()
+
+    def _step(self) -> None:
+        for group in self.optimizer.param_groups:
+            decay = (self.steps - self.done) / (self.steps - WARMUP)
+            group["lr"] = self.small.learning_rate * min((self.done + 1) / WARMUP, decay)
+        rows = row_losses(self.model, self.batches.draw())
+        loss = rows.mean() + BALANCE * self.load.take()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        kinds = kind_losses(rows.detach())
+        self.smooth = kinds if self.smooth is None else 0.98 * self.smooth + 0.02 * kinds
+        self.done += 1
+
+    def _print(self, elapsed: float, left: float) -> None:
+        known, recall, once = self.smooth.tolist()
+        uneven = " ".join(f"{c.max() / c.sum():.2f}" for c in self.load.counts.values())
+        print(
+            f"{self.small.name} step {self.done}/{self.steps}: loss memorised {known:.3f}, recall {recall:.3f}, "
+            f"once {once:.3f}{f'; busiest experts {uneven}' if uneven else ''}; {elapsed:.0f} s, {left:.0f} s left",
+            flush=True,
+        )
+
+    def _save(self) -> None:
+        state = {
+            "steps": self.steps,
+            "done": self.done,
+            "smooth": self.smooth,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.batches.random.getstate(),
+        }
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True)
+        if state["steps"] != self.steps:
+            raise SystemExit(
+                f"{self.checkpoint} is of a training of {state['steps']} steps: remove it or ask for those"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.batches.random.setstate(state["random"])
+        self.done, self.smooth = state["done"], state["smooth"]
+
+
+def new_model(small: SmallModel) -> PreTrainedModel:
+    """The model with fresh weights, float32; transformers leaves routers at zero, which would never spread."""
     model = AutoModelForCausalLM.from_config(small.config, dtype=torch.float32)
     for name, parameter in model.named_parameters():
         if name.endswith("mlp.gate.weight"):
             nn.init.normal_(parameter, std=small.config.initializer_range)
-    model.set_experts_implementation("grouped_mm") if "moe" in small.name else None
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, {steps} steps")
-    load = ExpertLoad(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=small.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    warmup = 100
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup))
-    )
-    started = time.monotonic()
-    smooth = None
-    for step in range(steps):
-        ids = batches.draw()
-        loss_rows = row_losses(model, ids)
-        loss = loss_rows.mean() + BALANCE * load.take()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        kinds = kind_losses(loss_rows.detach())
-        smooth = kinds if smooth is None else 0.98 * smooth + 0.02 * kinds
-        if step % 100 == 99:
-            elapsed = time.monotonic() - started
-            left = elapsed / (step + 1) * (steps - step - 1)
-            known, recall, once = smooth.tolist()
-            uneven = " ".join(f"{(c.max() / c.sum()).item():.2f}" for c in load.counts.values())
-            print(
-                f"step {step + 1}/{steps} loss: memorised {known:.3f} recall {recall:.3f} once {once:.3f} "
-                f"largest expert share {uneven} {elapsed:.0f} s, {left:.0f} s left",
-                flush=True,
-            )
-    save_model(model, tokenizer, out / small.name)
+    if small.sparse:
+        model.set_experts_implementation("grouped_mm")
+    return model
+
+
+def train(small: SmallModel, out: Path, steps: int) -> None:
+    """Train one model and write it."""
+    checkpoint = out / f"{small.name}.checkpoint.pt"
+    training = Training(small, steps, checkpoint)
+    known, everything = (sum(map(len, ids)) for ids in (training.batches.memorised, training.batches.train))
+    print(f"{small.name}: {sum(p.numel() for p in training.model.parameters())} parameters, {steps} steps")
+    print(f"{known} tokens to memorise, {everything} in all")
+    training.run()
+    save_model(training.model, training.tokenizer, out / small.name)
+    checkpoint.unlink(missing_ok=True)
 
 
 def row_losses(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
