@@ -108,7 +108,7 @@ def qwen3() -> SmallModel:
         head_dim=64,
         intermediate_size=512,
     )
-    return SmallModel("qwen3", config, steps=2500)
+    return SmallModel("qwen3", config, steps=1500)
 
 
 SMALL_MODELS = {"glm4moe": glm4moe, "qwen3moe": qwen3moe, "qwen3": qwen3}
