@@ -86,7 +86,7 @@ def pick(seeds: Sequence[Seed], scores: Sequence[Score]) -> Seed:
 
 
 def _best_sum(problem: SearchProblem, name: str, table: CostTable) -> Seed:
-    tie_break = _PRIOR_SHARE * sum(max(costs[problem.widths[0]], 0.0) for costs in table.costs.values())
+    tie_break = _PRIOR_SHARE * (sum(max(costs[problem.widths[0]], 0.0) for costs in table.costs.values()) or 1.0)
     numel = sum(unit.numel for unit in table.units)
     items = {}
     for unit in table.units:
