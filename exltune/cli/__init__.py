@@ -1,0 +1,29 @@
+"""The command line: it parses, calls the pipeline and renders; nothing is decided here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+
+def main() -> None:
+    """Entry point of the `exltune` command."""
+    # Idle OpenMP threads that spin starve the busy ones wherever cores are shared; must be set before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from exltune.cli.app import app
+
+    app(args=repeat_data_option(sys.argv[1:]))
+
+
+def repeat_data_option(arguments: list[str]) -> list[str]:
+    """`--data a b` -> `--data a --data b` for files that exist: options of click take one value each."""
+    result: list[str] = []
+    in_data = False
+    for previous, argument in pairwise(["", *arguments]):
+        in_data = previous == "--data" or (in_data and not argument.startswith("-") and Path(argument).is_file())
+        if in_data and previous != "--data":
+            result.append("--data")
+        result.append(argument)
+    return result

@@ -62,8 +62,9 @@ def _pool() -> ThreadPoolExecutor:
 
 def _cost_rows(nodes: int) -> npt.NDArray[np.float32]:
     """A thread's own scratch (256 + 2, nodes), kept from call to call: at low widths it is tens of MiB."""
-    rows: npt.NDArray[np.float32] | None = getattr(_scratch, "rows", None)
-    if rows is None or rows.shape[1] != nodes:
-        rows = np.empty((TILE + 2, nodes), dtype=np.float32)
-        _scratch.rows = rows
-    return rows
+    size = (TILE + 2) * nodes
+    memory: npt.NDArray[np.float32] | None = getattr(_scratch, "memory", None)
+    if memory is None or memory.size < size:
+        memory = np.empty(size, dtype=np.float32)
+        _scratch.memory = memory
+    return memory[:size].reshape(TILE + 2, nodes)

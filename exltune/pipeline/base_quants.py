@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from exltune.budget import SizeModel, directory_size
@@ -111,7 +112,7 @@ def _read(path: Path) -> BaseQuant | None:
 
 
 def _refuse_doubles(quants: Sequence[BaseQuant]) -> None:
-    for low, high in zip(quants, quants[1:], strict=False):
+    for low, high in pairwise(quants):
         if low.bits == high.bits:
             raise QuantMismatchError(
                 f"{low.path.name} and {high.path.name} both have {low.bits:g} bits",

@@ -15,7 +15,7 @@ from exltune.pipeline.reporter import Reporter, Silent
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import MixSize
 from exltune.schema.recipe import Recipe
-from exltune.store.files import exclusive, new_directory
+from exltune.store.files import new_directory
 from exltune.store.records import read_recipe, write_recipe
 
 RECIPE = "recipe.yaml"
@@ -48,7 +48,7 @@ def build(
         "codebook": quants[0].codebook,
         "calibration": head.directory.config.get("quantization_config", {}).get("calibration"),
     }
-    with exclusive(out.parent), reporter.stage("Building") as progress, new_directory(out, force=force) as partial:
+    with reporter.stage("Building") as progress, new_directory(out, force=force) as partial:
         progress(0, 1, out.name)
         files = TensorFiles(model) if model is not None and _UNQUANTIZED in bits.values() else None
         sources = {quant.bits: quant.directory for quant in quants}

@@ -66,7 +66,7 @@ def optimize(
         measured = {seed.name: score for seed, score in zip(seeds, scores, strict=True)}
     else:
         reporter.remark("The base quants are not at hand: the best prediction wins, nothing was scored")
-        winner = min(seeds, key=lambda seed: seed.predicted_kld_nats or float("inf"))
+        winner = min(seeds, key=_prediction)
         measured = {}
     recipe = _recipe(problem, winner, measured.get(winner.name), measurement)
     write_recipe(out, recipe)
@@ -152,3 +152,7 @@ def _method_row(seed: Seed, score: Score | None) -> MethodRow:
         kl_ref_quant_se=kld.se if kld else None,
         predicted_kld=seed.predicted_kld_nats,
     )
+
+
+def _prediction(seed: Seed) -> float:
+    return float("inf") if seed.predicted_kld_nats is None else seed.predicted_kld_nats

@@ -30,21 +30,22 @@ def write_text(path: Path, text: str) -> None:
 def new_directory(path: Path, *, force: bool = False) -> Iterator[Path]:
     """A directory to write into that becomes `path` when the block ends well; a stale attempt is removed first.
 
-    Raises: OutputExistsError where `path` holds anything and force is not given.
+    Raises: OutputExistsError where `path` holds anything and force is not given, or another exltune writes it.
     """
     refuse_existing(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-    except BaseException:
+    with _held(path.with_name(f".{path.name}.lock"), path):
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if path.is_dir():
-        shutil.rmtree(path)
-    partial.rename(path)
+        partial.mkdir()
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if path.is_dir():
+            shutil.rmtree(path)
+        partial.rename(path)
 
 
 def refuse_existing(path: Path, *, force: bool = False) -> None:
@@ -58,18 +59,22 @@ def refuse_existing(path: Path, *, force: bool = False) -> None:
 def exclusive(directory: Path) -> Iterator[None]:
     """Hold a directory against a second exltune. Raises: OutputExistsError where one is at work there."""
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / _LOCK)
+    with _held(directory / _LOCK, directory):
+        yield
+
+
+@contextmanager
+def _held(lock_file: Path, what: Path) -> Iterator[None]:
+    lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise OutputExistsError(
-            "another exltune is at work in this directory", where=str(directory), fix="Wait for it, or give another"
-        ) from error
+        raise OutputExistsError("another exltune is at work here", where=str(what), fix="Wait for it") from error
     try:
         yield
     finally:
         lock.release()
-        (directory / _LOCK).unlink(missing_ok=True)
+        lock_file.unlink(missing_ok=True)
 
 
 def holds_only_ours(directory: Path, ours: str) -> bool:

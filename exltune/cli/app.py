@@ -1,0 +1,258 @@
+"""The commands. Imports of what computes happen inside them: `exltune --help` must answer at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exltune import __version__
+from exltune.cli import options
+from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
+
+if TYPE_CHECKING:
+    from exltune.pipeline.quantize import QuantizeSettings
+    from exltune.schema.evaluation import TuneResult
+    from exltune.schema.tokens import DataSettings
+
+app = typer.Typer(
+    name="exltune",
+    help="Find, prove and build the best EXL3 quant of a language model for a size budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_BITS, _HEAD_BITS, _ROWS, _ROW_LENGTH = "2,3,4,5,6,8", 6.0, 256, 256
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"exltune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+@app.command()
+def inspect(model: options.Model, json: options.Json = False) -> None:
+    """Show what a model is made of and what it weighs at each bit width."""
+    with errors_in_one_line(json):
+        from exltune.cli.tables import inspection_tables
+        from exltune.pipeline.inspect import inspect as run
+
+        report = run(model)
+        if json:
+            print_json(report.model_dump(mode="json"))
+        else:
+            for table in inspection_tables(report):
+                output().print(table)
+
+
+@app.command()
+def quantize(
+    model: options.Model,
+    out: options.Out,
+    bits: options.Bits = _BITS,
+    head_bits: options.HeadBits = _HEAD_BITS,
+    codebook: options.CodebookOption = options.CodebookName.MUL1,
+    data: options.Data = None,
+    rows: options.Rows = _ROWS,
+    row_length: options.RowLength = _ROW_LENGTH,
+    seed: options.Seed = 0,
+    engine: options.EngineName = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Make base quants: one EXL3 directory for each bit width, e.g. OUT/3bpw_H6. Resumes after a kill."""
+    with errors_in_one_line(json):
+        from exltune.pipeline.quantize import quantize as run
+
+        settings, texts = _quants(bits, head_bits, codebook), _texts(data, rows, row_length, seed)
+        paths = run(model, out, settings, texts, engine=engine, force=force, reporter=RichReporter())
+        if json:
+            print_json({"quants": [str(path) for path in paths]})
+        else:
+            for path in paths:
+                typer.echo(path)
+
+
+@app.command()
+def measure(
+    model: options.Model,
+    quants: options.Quants,
+    out: options.Out,
+    level: options.Level = "l3",
+    data: options.Data = None,
+    rows: options.Rows = _ROWS,
+    row_length: options.RowLength = _ROW_LENGTH,
+    seed: options.Seed = 0,
+    engine: options.EngineName = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Measure what each group's bits do to the model's output (KL divergence). Resumes after a kill."""
+    with errors_in_one_line(json):
+        from exltune.pipeline.measure import measure as run
+
+        number, texts = options.parse_level(level), _texts(data, rows, row_length, seed)
+        found = run(model, quants, out, texts, level=number, engine=engine, force=force, reporter=RichReporter())
+        if json:
+            print_json({"measurement": str(out), "groups": len(found.groups), "base_kld": found.base_kld})
+        else:
+            typer.echo(out)
+
+
+@app.command()
+def optimize(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What measure wrote.")],
+    target_bpw: options.TargetBpw,
+    out: options.Out,
+    model: Annotated[Path | None, typer.Option("--model", help="The model, if it moved.", show_default=False)] = None,
+    quants: Annotated[
+        Path | None, typer.Option("--quants", help="The base quants, if they moved.", show_default=False)
+    ] = None,
+    engine: options.EngineName = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Find the best mix at a target size; score all candidates where the base quants are at hand."""
+    with errors_in_one_line(json):
+        from exltune.cli.tables import methods_table
+        from exltune.pipeline.optimize import optimize as run
+
+        found = run(
+            file, target_bpw, out, model=model, quants_dir=quants, engine=engine, force=force, reporter=RichReporter()
+        )
+        if json:
+            methods = [row.model_dump(mode="json") for row in found.methods]
+            detail = found.recipe.exltune
+            source = detail.source if detail is not None else None
+            achieved = found.recipe.achieved_bpw
+            print_json({"recipe": str(out), "source": source, "achieved_bpw": achieved, "methods": methods})
+        else:
+            output().print(methods_table(found.methods))
+            typer.echo(out)
+
+
+@app.command()
+def build(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="What optimize wrote, or any exllamav3 recipe.")],
+    quants: options.Quants,
+    out: options.Out,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The unquantized model, for linears at 16 bits.", show_default=False)
+    ] = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Build the mixed EXL3 model of a recipe from base quants."""
+    with errors_in_one_line(json):
+        from exltune.cli.tables import size as readable
+        from exltune.pipeline.build import build as run
+
+        size = run(recipe, quants, out, model=model, force=force, reporter=RichReporter())
+        if json:
+            print_json({"model": str(out), **size.model_dump(mode="json")})
+        else:
+            typer.echo(f"{out}: {readable(size.size_bytes)}, {size.bpw:.3f} bpw, head {size.head_bpw:.3f} bpw")
+
+
+@app.command()
+def evaluate(
+    model: options.Model,
+    quants: Annotated[list[Path], typer.Argument(metavar="QUANT...", help="EXL3 directories of that model.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON here.", show_default=False)] = None,
+    data: options.Data = None,
+    rows: options.Rows = _ROWS,
+    row_length: options.RowLength = _ROW_LENGTH,
+    seed: options.Seed = 0,
+    engine: options.EngineName = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Compare finished quants with the model on held-out text: KL both ways, perplexity, top-k agreement."""
+    with errors_in_one_line(json):
+        from exltune.cli.tables import evaluation_table
+        from exltune.pipeline.evaluate import evaluate as run
+
+        texts = _texts(data, rows, row_length, seed)
+        found = run(model, quants, texts, out=out, engine=engine, force=force, reporter=RichReporter())
+        if json:
+            print_json(found.model_dump(mode="json"))
+        else:
+            output().print(evaluation_table(found.rows))
+
+
+@app.command()
+def tune(
+    model: options.Model,
+    out: options.Out,
+    target_bpw: options.TargetBpw,
+    bits: options.Bits = _BITS,
+    head_bits: options.HeadBits = _HEAD_BITS,
+    codebook: options.CodebookOption = options.CodebookName.MUL1,
+    level: options.Level = "l3",
+    data: options.Data = None,
+    rows: options.Rows = _ROWS,
+    row_length: options.RowLength = _ROW_LENGTH,
+    seed: options.Seed = 0,
+    engine: options.EngineName = "auto",
+    json: options.Json = False,
+) -> None:
+    """Run the whole chain from a model to a tuned, proven quant. The same command again goes on after a kill."""
+    with errors_in_one_line(json):
+        from exltune.pipeline.tune import tune as run
+
+        settings, texts = _quants(bits, head_bits, codebook), _texts(data, rows, row_length, seed)
+        number = options.parse_level(level)
+        found = run(model, out, target_bpw, settings, texts, level=number, engine=engine, reporter=RichReporter())
+        _show(found, out, json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Empty, or a demo to go on with.")] = Path("demo"),
+    json: options.Json = False,
+) -> None:
+    """Tune a small model that comes with exltune; fails unless the result beats the uniform quant."""
+    with errors_in_one_line(json):
+        from exltune.pipeline.demo import check_won
+        from exltune.pipeline.demo import demo as run
+
+        found = run(out, reporter=RichReporter())
+        _show(found, out, json)
+        check_won(found.verdict)
+
+
+def _quants(bits: str, head_bits: float, codebook: options.CodebookName) -> QuantizeSettings:
+    from exltune.pipeline.quantize import QuantizeSettings
+
+    return QuantizeSettings(options.parse_bits(bits), head_bits, codebook.codebook)
+
+
+def _texts(paths: list[Path] | None, rows: int, row_length: int, seed: int) -> DataSettings:
+    from exltune.pipeline.data import data_settings
+
+    return data_settings(paths or [], rows=rows, row_length=row_length, seed=seed)
+
+
+def _show(result: TuneResult, out: Path, json: bool) -> None:
+    from exltune.cli.tables import evaluation_table, methods_table, verdict_lines
+    from exltune.pipeline.tune import evaluation_of
+
+    if json:
+        print_json(result.model_dump(mode="json"))
+        return
+    output().print(methods_table(result.verdict.methods))
+    output().print(evaluation_table(evaluation_of(out).rows))
+    for line in verdict_lines(result.verdict):
+        typer.echo(line)
+    typer.echo(f"Recipe: {result.recipe}\nModel:  {result.model}")

@@ -1,0 +1,88 @@
+"""What users see: progress on standard error, results on standard output, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from exltune.errors import ExltuneError
+
+#: Tables are wider than a pipe's 80 columns.
+_PIPE_COLUMNS = 160
+_INTERRUPTED = 130
+
+
+def output() -> Console:
+    """Standard output for people."""
+    return Console(width=None if sys.stdout.isatty() else max(_PIPE_COLUMNS, shutil.get_terminal_size().columns))
+
+
+class RichReporter:
+    """Progress bars with the time left, on standard error."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
+        """A bar while the stage lasts; a line with its duration afterwards."""
+        start = time.monotonic()
+        with self._bars() as bars:
+            task = bars.add_task(name, total=None, what="")
+            yield lambda done, total, what: bars.update(task, completed=done, total=total, what=what)
+        self.console.print(f"{name}: done in {time.monotonic() - start:.0f} s", highlight=False)
+
+    def remark(self, text: str) -> None:
+        """A line beside the bars."""
+        self.console.print(f"{text}.", highlight=False, style="dim")
+
+    def _bars(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[what]}", style="dim"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+
+
+@contextmanager
+def errors_in_one_line(as_json: bool) -> Iterator[None]:
+    """Turn what a user can mend into one message and its exit code; anything else is a defect and keeps its trace."""
+    try:
+        yield
+    except ExltuneError as error:
+        _fail(str(error), type(error).__name__, error.exit_code, as_json)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror}", type(error).__name__, 1, as_json)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped", "KeyboardInterrupt", _INTERRUPTED, as_json)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def _fail(message: str, kind: str, code: int, as_json: bool) -> None:
+    if as_json:
+        print_json({"error": {"type": kind, "message": message, "exit_code": code}})
+    Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(code)

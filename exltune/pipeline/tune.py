@@ -1,0 +1,125 @@
+"""`exltune tune`: the whole chain in one directory, each step kept, and a verdict on held-out tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exltune.engines.base import AUTO, open_engine
+from exltune.errors import OutputExistsError
+from exltune.inventory import load_inventory, model_fingerprint
+from exltune.pipeline.base_quants import find_base_quants
+from exltune.pipeline.build import RECIPE, build
+from exltune.pipeline.jobs import job_hash
+from exltune.pipeline.measure import measure
+from exltune.pipeline.optimize import optimize
+from exltune.pipeline.quantize import QuantizeSettings, quantize
+from exltune.pipeline.reporter import Reporter, Silent
+from exltune.pipeline.verdict import judge
+from exltune.schema.base import Record
+from exltune.schema.evaluation import Evaluation, MethodRow, TuneResult, Verdict
+from exltune.schema.tokens import DataSettings
+from exltune.search import search_problem
+from exltune.store.files import exclusive, holds_only_ours
+from exltune.store.records import read_record, write_record
+
+JOB, QUANTS, MEASUREMENT, METHODS = "tune.json", "quants", "measurement.json", "methods.json"
+MODEL, EVALUATION, VERDICT = "model", "evaluation.json", "verdict.json"
+
+
+class TuneJob(Record):
+    """What a tune directory is for; another job may not go on in it."""
+
+    schema_version: int = 1
+    model: str
+    target_bpw: float
+    level: int
+    job: str
+
+
+class Methods(Record):
+    """The seeds that optimize tried."""
+
+    methods: tuple[MethodRow, ...]
+
+
+def tune(
+    model: Path,
+    out: Path,
+    target_bpw: float,
+    settings: QuantizeSettings,
+    data: DataSettings,
+    *,
+    level: int = 3,
+    engine: str = AUTO,
+    reporter: Reporter | None = None,
+) -> TuneResult:
+    """From a model to a tuned quant in `out`; the same call again goes on where it was stopped.
+
+    Raises: BudgetError before any work for an impossible target, OutputExistsError for a directory that holds
+    something else, and what the stages raise.
+    """
+    reporter = reporter or Silent()
+    _check_target(model, target_bpw, settings)
+    with exclusive(out):
+        _claim(model, out, target_bpw, settings, data, level)
+        quantize(model, out / QUANTS, settings, data, engine=engine, reporter=reporter)
+        if not (out / MEASUREMENT).is_file():
+            measure(model, out / QUANTS, out / MEASUREMENT, data, level=level, engine=engine, reporter=reporter)
+        if not (out / RECIPE).is_file() or not (out / METHODS).is_file():
+            optimized = optimize(
+                out / MEASUREMENT, target_bpw, out / RECIPE, model=model, engine=engine, force=True, reporter=reporter
+            )
+            write_record(out / METHODS, Methods(methods=optimized.methods))
+        if not (out / MODEL).is_dir():
+            build(out / RECIPE, out / QUANTS, out / MODEL, model=model, reporter=reporter)
+        if not (out / VERDICT).is_file():
+            _judge(model, out, data, engine, reporter)
+    verdict = read_record(out / VERDICT, Verdict)
+    return TuneResult(recipe=str(out / RECIPE), model=str(out / MODEL), verdict=verdict)
+
+
+def _check_target(model: Path, target_bpw: float, settings: QuantizeSettings) -> None:
+    search_problem(
+        load_inventory(model),
+        target_bpw=target_bpw,
+        widths=settings.widths,
+        codebook=settings.codebook,
+        head_choice="",
+        head_bits=settings.head_bits,
+    )
+
+
+def _claim(
+    model: Path, out: Path, target_bpw: float, settings: QuantizeSettings, data: DataSettings, level: int
+) -> None:
+    """Mark an empty directory as this job's, or check that it is."""
+    parts = (model_fingerprint(model), target_bpw, settings.widths, settings.head_bits, settings.codebook, level)
+    job = TuneJob(
+        model=str(model.resolve()),
+        target_bpw=target_bpw,
+        level=level,
+        job=job_hash("tune", *parts, data.model_dump(mode="json")),
+    )
+    if not holds_only_ours(out, JOB):
+        raise OutputExistsError("the directory holds something else", where=str(out), fix="Give an empty one")
+    if (out / JOB).is_file() and read_record(out / JOB, TuneJob).job != job.job:
+        raise OutputExistsError(
+            "another tune was begun here (another model, target, texts, widths or version)",
+            where=str(out),
+            fix="Repeat that one's arguments to go on with it, or give an empty directory",
+        )
+    write_record(out / JOB, job)
+
+
+def _judge(model: Path, out: Path, data: DataSettings, engine: str, reporter: Reporter) -> None:
+    quants = find_base_quants(out / QUANTS, model)
+    opened = open_engine(engine, model, {**{q.choice: q.path for q in quants}, MODEL: out / MODEL})
+    methods = read_record(out / METHODS, Methods).methods
+    evaluation, verdict = judge(opened, quants, out / MODEL, out / RECIPE, methods, data, reporter)
+    write_record(out / EVALUATION, evaluation)
+    write_record(out / VERDICT, verdict)
+
+
+def evaluation_of(out: Path) -> Evaluation:
+    """The table of a finished tune: base quants, the uniform strategy's quant, and the tuned one."""
+    return read_record(out / EVALUATION, Evaluation)

@@ -1,0 +1,85 @@
+"""Tuned against uniform at no fewer bytes, on held-out tokens that nothing was chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from exltune.budget import SizeModel, directory_size
+from exltune.engines.base import Engine
+from exltune.evaluate import whole
+from exltune.exl3.directory import QuantDir
+from exltune.metrics import evaluation_row, paired_difference
+from exltune.pipeline.base_quants import BaseQuant, head_source
+from exltune.pipeline.data import ids, token_sets
+from exltune.pipeline.jobs import provenance
+from exltune.pipeline.reporter import Reporter
+from exltune.schema.evaluation import Evaluation, EvaluationRow, MethodRow, Verdict
+from exltune.schema.inventory import Inventory
+from exltune.schema.mix import Mix, MixSize, choice_of_bits
+from exltune.schema.score import Score
+from exltune.schema.tokens import DataSettings, Split
+from exltune.search import smallest_strategy_at_least
+from exltune.store.records import read_recipe
+
+#: Names of the seeds in recipes that are no search: everything else came from the measurement.
+_SEARCHED = ("knapsack", "knapsack-fit")
+
+
+def judge(
+    engine: Engine,
+    quants: Sequence[BaseQuant],
+    model: Path,
+    recipe: Path,
+    methods: tuple[MethodRow, ...],
+    data: DataSettings,
+    reporter: Reporter,
+) -> tuple[Evaluation, Verdict]:
+    """Score base quants, the tuned model as built, and exllamav3's strategy at no fewer bytes, all on held-out rows.
+
+    engine: opened on the base quants by choice and on the tuned directory by its name.
+    """
+    inventory, tokens = engine.inventory, token_sets(data, engine.model_dir)[Split.HELD_OUT]
+    tuned_size = directory_size(inventory, QuantDir(model))
+    uniform, uniform_size, uniform_path = _uniform(inventory, quants, tuned_size)
+    base = [whole(inventory, quant.choice) for quant in quants]
+    with reporter.stage("Evaluating") as progress:
+        scores = engine.score([*base, uniform, whole(inventory, model.name)], ids(tokens), progress)
+    rows = [_base_row(inventory, quant, score) for quant, score in zip(quants, scores, strict=False)]
+    uniform_row = _row(uniform.name, uniform_path, uniform_size, scores[-2])
+    tuned_row = _row("tuned", str(model), tuned_size, scores[-1])
+    difference = paired_difference(scores[-2], scores[-1])
+    source = read_recipe(recipe).exltune
+    name = source.source if source is not None else "unknown"
+    verdict = Verdict(
+        source="search" if name in _SEARCHED else name,
+        tuned=tuned_row,
+        uniform=uniform_row,
+        difference=difference.mean,
+        difference_ci95=(difference.ci_low, difference.ci_high),
+        methods=methods,
+    )
+    evaluation = Evaluation(
+        rows=(*rows, uniform_row, tuned_row), provenance=provenance(engine.model_dir, engine.name, tokens, data)
+    )
+    return evaluation, verdict
+
+
+def _uniform(inventory: Inventory, quants: Sequence[BaseQuant], tuned: MixSize) -> tuple[Mix, MixSize, str | None]:
+    """The uniform strategy's smallest quant with at least the tuned one's bytes; its path where it is a base quant."""
+    head = head_source(quants, None)
+    sizes = SizeModel(inventory, head.codebook)
+    found = smallest_strategy_at_least(sizes, tuned.size_bytes, [quant.bits for quant in quants], head.head_bits)
+    groups = {group: choice_of_bits(bits) for group, bits in found.bits.items() if group != inventory.head.id}
+    plain = [quant for quant in quants if set(groups.values()) == {quant.choice}]
+    name = f"uniform {found.size.bpw:.2f}"
+    mix = Mix(name=name, choices=groups | {inventory.head.id: head.choice})
+    return mix, found.size, str(plain[0].path) if plain else None
+
+
+def _base_row(inventory: Inventory, quant: BaseQuant, score: Score) -> EvaluationRow:
+    return _row(quant.path.name, str(quant.path), directory_size(inventory, quant.directory), score)
+
+
+def _row(name: str, path: str | None, size: MixSize, score: Score) -> EvaluationRow:
+    return evaluation_row(score, name=name, path=path, size_bytes=size.size_bytes, bpw=size.bpw, head_bpw=size.head_bpw)
