@@ -16,7 +16,6 @@ from exltune.engines import open_engine
 from exltune.engines.reference.engine import ReferenceEngine
 from exltune.engines.reference.scoring import Limits
 from exltune.errors import DataError, MissingTensorError, NonFiniteError, QuantMismatchError, UsageError
-from exltune.schema.inventory import Group
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.score import Score
 
@@ -76,6 +75,21 @@ def test_memory_limits_change_no_score(tiny_moe: TinyModel, expected: list[Score
     assert_same(engine.score(some_mixes(tiny_moe), TOKENS), expected)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_score(tiny_moe: TinyModel, expected: list[Score], threads: int) -> None:
+    limits = Limits(batch_bytes=4 * 12 * 128 * 2, head_bytes=1)
+    before = torch.get_num_threads()
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, threads=threads, limits=limits, cache_bytes=0)
+    assert_same(engine.score(some_mixes(tiny_moe), TOKENS), expected)
+    assert torch.get_num_threads() == before
+
+
+def test_an_error_in_a_thread_is_raised(tiny_moe: TinyModel) -> None:
+    engine = ReferenceEngine(tiny_moe.path, {"2": tiny_moe.path}, threads=2)
+    with pytest.raises(QuantMismatchError, match="no EXL3 tensors"):
+        engine.score([mix_of(tiny_moe, "2")], TOKENS)
+
+
 def test_slabs_are_counted_in_progress_but_not_as_forwards(tiny_moe: TinyModel) -> None:
     engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, limits=Limits(state_bytes=1))
     calls: list[tuple[int, int]] = []
@@ -91,7 +105,7 @@ def test_weights_are_loaded_once_per_call_and_kept_between_calls(
     engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants)
     loads: list[tuple[str, str]] = []
     load = engine.store._load
-    monkeypatch.setattr(engine.store, "_load", lambda group, c: loads.append((group.id, c)) or load(group, c))
+    monkeypatch.setattr(engine.store, "_load", lambda group, c: loads.append((group, c)) or load(group, c))
     engine.score(some_mixes(tiny_moe), TOKENS)
     assert len(loads) == len(set(loads)) == 3 * len(engine.store.groups)
     engine.score(some_mixes(tiny_moe), TOKENS)
@@ -102,7 +116,7 @@ def test_weights_are_loaded_once_per_call_without_a_cache(tiny_moe: TinyModel, m
     engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, cache_bytes=0)
     loads: list[tuple[str, str]] = []
     load = engine.store._load
-    monkeypatch.setattr(engine.store, "_load", lambda group, c: loads.append((group.id, c)) or load(group, c))
+    monkeypatch.setattr(engine.store, "_load", lambda group, c: loads.append((group, c)) or load(group, c))
     engine.score(some_mixes(tiny_moe), TOKENS)
     assert len(loads) == len(set(loads))
 
@@ -110,7 +124,7 @@ def test_weights_are_loaded_once_per_call_without_a_cache(tiny_moe: TinyModel, m
 def test_layers_hold_no_weights_after_a_call(tiny_moe: TinyModel) -> None:
     engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants)
     engine.score(some_mixes(tiny_moe), TOKENS)
-    assert all(tensor.is_meta for layer in engine.shell.layers for tensor in layer.state_dict().values())
+    assert all(tensor.is_meta for layer in engine.shell.layers for tensor in layer.module.state_dict().values())
 
 
 def test_nan_in_the_checkpoint_names_the_tensor(tiny_moe: TinyModel, tmp_path: Path) -> None:
@@ -136,9 +150,9 @@ def test_nan_scores_name_the_mix(tiny_moe: TinyModel, monkeypatch: pytest.Monkey
     load = engine.store._load
     broken = {("1.attn.o", "2")}
 
-    def overflowing(group: Group, choice: str) -> dict[str, torch.Tensor]:
+    def overflowing(group: str, choice: str) -> dict[str, torch.Tensor]:
         # Stands for activations that overflow although every weight is finite.
-        factor = float("nan") if (group.id, choice) in broken else 1.0
+        factor = float("nan") if (group, choice) in broken else 1.0
         return {name: tensor * factor for name, tensor in load(group, choice).items()}
 
     monkeypatch.setattr(engine.store, "_load", overflowing)

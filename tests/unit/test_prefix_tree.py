@@ -9,7 +9,7 @@ import torch
 from tiny_models import CONFIGS
 
 from exltune.engines.reference.prefix_tree import Edge, build_tree, layer_groups
-from exltune.engines.reference.states import StateTable, batches, peak_states
+from exltune.engines.reference.states import LayerStep, cuts, peak_states
 from exltune.inventory import inventory_from_config
 from exltune.schema.mix import REFERENCE, Mix
 
@@ -58,37 +58,32 @@ def test_leaves_tell_mixes_apart_and_only_those() -> None:
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 5, 100])
-def test_batches_cover_every_row_once(batch_rows: int) -> None:
+def test_cuts_cover_every_row_once(batch_rows: int) -> None:
     edges = [Edge(0, (), child) for child in range(3)]
-    found = list(batches(edges, rows=4, batch_rows=batch_rows))
+    found = list(cuts(edges, rows=4, batch_rows=batch_rows))
     rows = [(edge.child, row) for batch in found for edge, start, stop in batch for row in range(start, stop)]
     assert rows == [(child, row) for child in range(3) for row in range(4)]
     assert all(sum(stop - start for _, start, stop in batch) <= batch_rows for batch in found)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 100])
-def test_states_follow_their_own_choices(batch_rows: int) -> None:
-    tree = build_tree(random_mixes(12), INVENTORY)
-    factors: list[float] = []
-    table = StateTable(torch.ones(4, 2, 1))
+def test_states_follow_their_own_choices_in_any_order(batch_rows: int) -> None:
+    mixes = random_mixes(12)
+    tree = build_tree(mixes, INVENTORY)
+    draw = random.Random(4)
+    states = {0: torch.ones(4, 2, 1)}
     finished = 0
-
-    def count(edges: int) -> None:
-        nonlocal finished
-        finished += edges
-
     for edges in tree.layers:
-        table.advance(
-            edges,
-            batch_rows,
-            lambda choice: factors.append(3.0 ** sum(c == "2" for c in choice)),
-            lambda hidden: hidden * factors[-1],
-            count,
-        )
+        step = LayerStep(states, edges)
+        work = step.batches(batch_rows)
+        for batch in draw.sample(work, len(work)):
+            factor = 3.0 ** batch.choice.count("2")
+            finished += step.run(batch, lambda hidden, factor=factor: hidden * factor)
+        states = step.children
     assert finished == tree.layer_forwards
-    for mix, (state, _) in zip(random_mixes(12), tree.leaves, strict=True):
+    for mix, (state, _) in zip(mixes, tree.leaves, strict=True):
         swapped = sum(mix.choices[group.id] == "2" for group in INVENTORY.groups)
-        assert table.states[state].unique().tolist() == [3.0**swapped]
+        assert states[state].unique().tolist() == [3.0**swapped]
 
 
 def test_peak_counts_parents_that_outlive_a_child() -> None:

@@ -58,15 +58,15 @@ class CapturePass:
     ) -> None:
         """Run a layer on all rows in place, with the model's real routing."""
         groups = [group.id for group in self.inventory.groups if group.layer == layer]
-        self.shell.fill(layer, [self.store.group(id_, REFERENCE) for id_ in groups])
-        self.shell.fill(layer, [self.store.fixed(self.shell.fixed_names(layer))])
-        self.shell.check_filled(layer)
         module = self.shell.layers[layer]
-        with observer.watching(module, f"model.layers.{layer}."):
+        module.fill(self.store.load((id_, REFERENCE) for id_ in groups).values())
+        module.fill([self.store.fixed(self.shell.fixed_names(layer))])
+        self.shell.check_filled(module)
+        with observer.watching(module.module, module.prefix):
             for rows in hidden.split(batch_rows):
-                rows.copy_(module(rows, **kwargs))
+                rows.copy_(module(rows, kwargs))
                 observer.end_batch()
-        self.shell.empty(layer)
+        module.empty()
 
     def _captured(self, layer: int, observer: LayerObserver) -> LayerCapture:
         tokens = dict(observer.expert_tokens)

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from exltune.engines.base import LayerCapture, Progress, ScoreStats
 from exltune.engines.reference.capture import CapturePass
-from exltune.engines.reference.prefix_tree import PrefixTree, build_tree, layer_groups
-from exltune.engines.reference.scoring import Limits, RowSums, ScorePass
+from exltune.engines.reference.head import RowSums
+from exltune.engines.reference.prefix_tree import PrefixTree, build_tree
+from exltune.engines.reference.scoring import Limits, ScorePass
 from exltune.engines.reference.shell import ModelShell
 from exltune.engines.reference.store import WeightStore
+from exltune.engines.reference.workers import Workers
 from exltune.errors import DataError, NonFiniteError, UsageError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.hessian import Hessian, RotatedHessian
@@ -35,7 +37,8 @@ class ReferenceEngine:
     """transformers' layers in fp32 on the CPU, with weights from the checkpoint and from EXL3 directories.
 
     quants: choice -> EXL3 directory. cache_bytes: dequantized weights kept between calls. limits: memory of a score
-    call. The model is checked when the engine is made; quants are opened when a mix first needs them.
+    call. threads: how many run at once while scoring, each on one core (torch's own number if None). The model is
+    checked when the engine is made; quants are opened when a mix first needs them.
     """
 
     name = "reference"
@@ -47,13 +50,14 @@ class ReferenceEngine:
         *,
         cache_bytes: int = 1 << 30,
         limits: Limits | None = None,
+        threads: int | None = None,
         min_expert_tokens: int = MIN_EXPERT_TOKENS,
     ) -> None:
         self.model_dir = Path(model_dir)
         self.inventory = load_inventory(self.model_dir)
         self.store = WeightStore(TensorFiles(self.model_dir), quants, self.inventory, cache_bytes)
         self.shell = ModelShell(self.model_dir, self.store.reference)
-        self.limits = limits or Limits()
+        self.limits, self.threads = limits or Limits(), threads
         self.min_expert_tokens = min_expert_tokens
         self.stats = ScoreStats()
 
@@ -64,9 +68,10 @@ class ReferenceEngine:
         for mix in mixes:
             self._check_mix(mix)
         tree = build_tree(mixes, self.inventory)
-        run = ScorePass(self.shell, self.store, layer_groups(self.inventory), self.inventory.head.id, self.limits)
-        self.stats = run.stats
-        sums = run.run(tree, tokens, progress)
+        with Workers(self.threads or torch.get_num_threads()) as workers:
+            run = ScorePass(self.shell, self.store, self.inventory, self.limits, workers)
+            self.stats = run.stats
+            sums = run.run(tree, tokens, progress)
         self.stats.mixes, self.stats.distinct_mixes = len(mixes), len(sums)
         self.stats.tokens, self.stats.total_seconds = tokens.numel(), perf_counter() - start
         return _scores(mixes, tree, sums, tokens.shape[1] - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from exltune.engines.reference.store import Tensors
+from exltune.engines.reference.layer import LayerModule
 from exltune.engines.reference.weights import EMBEDDING, CheckpointWeights
 from exltune.errors import MissingTensorError
 from exltune.inventory import model_shape, read_config, unquantized_tensor_names
@@ -26,32 +26,34 @@ class ModelShell:
         config = read_config(model_dir)
         self._fixed_names = unquantized_tensor_names(config)
         self.inner = _empty_model(model_dir, model_shape(config).experts).model
-        self.layers: list[nn.Module] = list(self.inner.layers)
-        self._blank = [_tensors(layer) for layer in self.layers]
-        self._place("model.embed_tokens.", self.inner.embed_tokens, weights.tensor(EMBEDDING))
-        self._place("model.norm.", self.inner.norm, weights.tensor(FINAL_NORM))
+        self.layers = [LayerModule(layer, f"model.layers.{n}.") for n, layer in enumerate(self.inner.layers)]
+        self._twins: dict[int, list[LayerModule]] = {}
+        for name, module in ((EMBEDDING, self.inner.embed_tokens), (FINAL_NORM, self.inner.norm)):
+            module.weight = nn.Parameter(weights.tensor(name), requires_grad=False)
         # Rotary tables follow from the config alone and are in no checkpoint.
         self.inner.rotary_emb = type(self.inner.rotary_emb)(config=self.inner.config)
 
     def fixed_names(self, layer: int) -> tuple[str, ...]:
         """Tensors of a layer that no mix changes: norms, router weights and their buffers."""
-        return tuple(name for name in self._fixed_names if name.startswith(_prefix(layer)))
+        prefix = self.layers[layer].prefix
+        return tuple(name for name in self._fixed_names if name.startswith(prefix))
 
-    def fill(self, layer: int, parts: Iterable[Tensors]) -> None:
-        """Point parameters and buffers of a layer at the given tensors; nothing is copied."""
-        module, prefix = self.layers[layer], _prefix(layer)
-        for tensors in parts:
-            for name, tensor in tensors.items():
-                _assign(module, name.removeprefix(prefix), tensor)
+    def twins(self, layer: int, count: int) -> list[LayerModule]:
+        """`count` empty modules of a layer, so that as many threads can run it with different weights."""
+        twins = self._twins.setdefault(layer, [self.layers[layer]])
+        while len(twins) < count:
+            twins.append(self.layers[layer].twin())
+        return twins[:count]
 
-    def check_filled(self, layer: int) -> None:
+    def check_filled(self, layer: LayerModule) -> None:
         """Raises: MissingTensorError naming the first parameter of a layer that has no value."""
-        self._check(self.layers[layer], _prefix(layer))
-
-    def empty(self, layer: int) -> None:
-        """Drop a layer's weights; what a cache holds of them stays as it is."""
-        for name, tensor in self._blank[layer].items():
-            _assign(self.layers[layer], name, tensor)
+        missing = layer.missing()
+        if missing is not None:
+            raise MissingTensorError(
+                f"the architecture needs {missing!r}, which is nowhere in the checkpoint",
+                where=str(self.model_dir),
+                fix="Download the model again",
+            )
 
     def norm(self, hidden: Tensor) -> Tensor:
         """The final norm."""
@@ -72,7 +74,7 @@ class ModelShell:
 
     def _record(self, ids: Tensor) -> list[_Recorder]:
         """Run the model's own forward with layers that only note what they are given."""
-        recorders = [_Recorder(layer) for layer in self.layers]
+        recorders = [_Recorder(layer.module) for layer in self.layers]
         layers = self.inner.layers
         self.inner.layers = nn.ModuleList(recorders)
         try:
@@ -80,19 +82,6 @@ class ModelShell:
         finally:
             self.inner.layers = layers
         return recorders
-
-    def _place(self, prefix: str, module: nn.Module, tensor: Tensor) -> None:
-        _assign(module, "weight", tensor)
-        self._check(module, prefix)
-
-    def _check(self, module: nn.Module, prefix: str) -> None:
-        for name, tensor in _tensors(module).items():
-            if tensor.is_meta:
-                raise MissingTensorError(
-                    f"the architecture needs {prefix + name!r}, which is nowhere in the checkpoint",
-                    where=str(self.model_dir),
-                    fix="Download the model again",
-                )
 
 
 class _Recorder(nn.Module):
@@ -120,20 +109,3 @@ def _empty_model(model_dir: Path, experts: int) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, **settings)
     return model.eval()
-
-
-def _prefix(layer: int) -> str:
-    return f"model.layers.{layer}."
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = tensor.detach()
-    else:
-        owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))

@@ -1,9 +1,10 @@
-"""Hidden states of all prefixes, advanced through one layer in batches that mix states with the same weights."""
+"""Hidden states of all prefixes, advanced through one layer in batches that join states with the same weights."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,76 +15,61 @@ from exltune.engines.reference.prefix_tree import Edge, LayerChoice
 Segment = tuple[Edge, int, int]
 
 
-class StateTable:
-    """States by number, each (rows, T, hidden) fp32; state 0 is the reference's.
+@dataclass(frozen=True)
+class Batch:
+    """Rows that run through a layer together, all with the same weights."""
+
+    choice: LayerChoice
+    segments: tuple[Segment, ...]
+
+
+class LayerStep:
+    """One layer for all states: parents by number (each rows, T, hidden) give `children`.
 
     A parent with a single child lends it its memory: the child's rows overwrite the parent's as they are computed.
+    Batches touch different rows, so they may run in any order or at once.
     """
 
-    def __init__(self, embedded: Tensor) -> None:
-        self.states: dict[int, Tensor] = {0: embedded}
+    def __init__(self, parents: Mapping[int, Tensor], edges: Sequence[Edge]) -> None:
+        self.parents, self.edges = parents, edges
+        siblings = Counter(edge.parent for edge in edges)
+        self.children: dict[int, Tensor] = {}
+        for edge in edges:
+            parent = parents[edge.parent]
+            self.children[edge.child] = parent if siblings[edge.parent] == 1 else torch.empty_like(parent)
 
-    def advance(
-        self,
-        edges: Sequence[Edge],
-        batch_rows: int,
-        use: Callable[[LayerChoice], None],
-        layer: Callable[[Tensor], Tensor],
-        done: Callable[[int], None],
-    ) -> None:
-        """Run all edges of a layer, replacing the table's states by the children.
+    def batches(self, batch_rows: int) -> list[Batch]:
+        """All work of the layer in batches of at most `batch_rows` rows, equal choices after each other."""
+        groups: defaultdict[LayerChoice, list[Edge]] = defaultdict(list)
+        for edge in self.edges:
+            groups[edge.choice].append(edge)
+        rows = len(self.parents[0])
+        return [Batch(choice, cut) for choice, edges in groups.items() for cut in cuts(edges, rows, batch_rows)]
 
-        use(choice) puts weights in place, layer maps (rows, T, hidden) to the same shape, done(n) reports that n
-        edges are finished.
-        """
-        waiting = Counter(edge.parent for edge in edges)
-        only_child = {parent for parent, count in waiting.items() if count == 1}
-        children: dict[int, Tensor] = {}
-        for choice, group in by_choice(edges).items():
-            use(choice)
-            for edge in group:
-                parent = self.states[edge.parent]
-                children[edge.child] = parent if edge.parent in only_child else torch.empty_like(parent)
-            for segments in batches(group, len(self.states[group[0].parent]), batch_rows):
-                self._run(segments, children, layer)
-                done(sum(1 for segment in segments if segment[2] == len(children[segment[0].child])))
-            for edge in group:
-                waiting[edge.parent] -= 1
-                if not waiting[edge.parent]:
-                    del self.states[edge.parent]
-        self.states = children
-
-    def _run(self, segments: list[Segment], children: dict[int, Tensor], layer: Callable[[Tensor], Tensor]) -> None:
-        parts = [self.states[edge.parent][start:stop] for edge, start, stop in segments]
+    def run(self, batch: Batch, layer: Callable[[Tensor], Tensor]) -> int:
+        """Compute a batch; layer maps (n, T, hidden) to the same shape. Returns how many edges it finished."""
+        parts = [self.parents[edge.parent][start:stop] for edge, start, stop in batch.segments]
         output = layer(parts[0] if len(parts) == 1 else torch.cat(parts))
-        at = 0
-        for edge, start, stop in segments:
-            children[edge.child][start:stop] = output[at : at + stop - start]
+        at = finished = 0
+        for edge, start, stop in batch.segments:
+            child = self.children[edge.child]
+            child[start:stop] = output[at : at + stop - start]
             at += stop - start
+            finished += stop == len(child)
+        return finished
 
 
-def by_choice(edges: Sequence[Edge]) -> dict[LayerChoice, list[Edge]]:
-    """Edges that take the same weights, together."""
-    groups: defaultdict[LayerChoice, list[Edge]] = defaultdict(list)
-    for edge in edges:
-        groups[edge.choice].append(edge)
-    return groups
-
-
-def batches(edges: Sequence[Edge], rows: int, batch_rows: int) -> Iterator[list[Segment]]:
-    """Cut the rows of all edges, laid end to end, into batches of at most `batch_rows`."""
+def cuts(edges: Sequence[Edge], rows: int, batch_rows: int) -> Iterator[tuple[Segment, ...]]:
+    """Cut the rows of all edges, laid end to end, into pieces of at most `batch_rows`."""
     total = len(edges) * rows
     for begin in range(0, total, batch_rows):
         end = min(begin + batch_rows, total)
-        segments = []
-        for index in range(begin // rows, -(-end // rows)):
-            first = index * rows
-            segments.append((edges[index], max(begin - first, 0), min(end - first, rows)))
-        yield segments
+        pieces = range(begin // rows, -(-end // rows))
+        yield tuple((edges[n], max(begin - n * rows, 0), min(end - n * rows, rows)) for n in pieces)
 
 
 def peak_states(layers: Sequence[Sequence[Edge]]) -> int:
-    """The most states that are in memory at one time while layers advance."""
+    """The most states that are in memory at one time: a layer's children, and parents with more than one child."""
     peak = 1
     for edges in layers:
         children = Counter(edge.parent for edge in edges)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from exltune.engines.reference.layer import Tensors
 from exltune.engines.reference.weights import CheckpointWeights, Exl3Weights, LinearWeights, WeightSource
 from exltune.exl3.tensors import TensorFiles
-from exltune.schema.inventory import Group, Inventory, LinearSpec, Role
+from exltune.schema.inventory import Inventory, LinearSpec, Role
 from exltune.schema.mix import REFERENCE, Choice
 
-#: Parameter or buffer name in the transformers model -> its value.
-Tensors = Mapping[str, Tensor]
+GroupChoice = tuple[str, Choice]
+
+#: map, or the like of it that works in threads.
+Map = Callable[[Callable[[GroupChoice], Tensors], Iterable[GroupChoice]], Iterator[Tensors]]
 
 
 class WeightStore:
@@ -47,14 +50,30 @@ class WeightStore:
 
     def group(self, group_id: str, choice: Choice) -> Tensors:
         """All parameters of a group at a choice, experts fused."""
-        return self._cache.get((group_id, choice), lambda: self._load(self.groups[group_id], choice))
+        return self.load([(group_id, choice)])[group_id, choice]
+
+    def load(self, pairs: Iterable[GroupChoice], run: Map = map) -> dict[GroupChoice, Tensors]:
+        """Groups at choices, each loaded once; `run` maps over those that are not in the cache, maybe in threads."""
+        wanted = list(dict.fromkeys(pairs))
+        found = {pair: tensors for pair in wanted if (tensors := self._cache.get(pair)) is not None}
+        absent = [pair for pair in wanted if pair not in found]
+        for choice in {choice for _, choice in absent}:
+            self.source(choice)
+        for pair, tensors in zip(absent, run(lambda pair: self._load(*pair), absent), strict=True):
+            found[pair] = tensors
+            self._cache.put(pair, tensors)
+        return found
 
     def fixed(self, names: tuple[str, ...]) -> Tensors:
         """Tensors that are in no group (norms, routers), always the reference's."""
-        return self._cache.get(names, lambda: {name: self.reference.tensor(name) for name in names})
+        found = self._cache.get(names)
+        if found is None:
+            found = {name: self.reference.tensor(name) for name in names}
+            self._cache.put(names, found)
+        return found
 
-    def _load(self, group: Group, choice: Choice) -> Tensors:
-        source = self.source(choice)
+    def _load(self, group_id: str, choice: Choice) -> Tensors:
+        group, source = self.groups[group_id], self._sources[choice]
         specs = [self.specs[key] for key in group.tensors]
         if group.role is Role.EXPERTS_GATE_UP:
             return {_fused_name(specs[0], "gate_up_proj"): _fuse(source, specs, parts=2)}
@@ -73,20 +92,20 @@ class _Cache:
     def __init__(self, limit_bytes: int) -> None:
         self.limit = limit_bytes
         self.used = 0
-        self.items: OrderedDict[object, Tensors] = OrderedDict()
+        self.items: OrderedDict[Hashable, Tensors] = OrderedDict()
 
-    def get(self, key: object, load: Callable[[], Tensors]) -> Tensors:
+    def get(self, key: Hashable) -> Tensors | None:
         found = self.items.get(key)
         if found is not None:
             self.items.move_to_end(key)
-            return found
-        loaded = load()
-        self.items[key] = loaded
-        self.used += _nbytes(loaded)
+        return found
+
+    def put(self, key: Hashable, tensors: Tensors) -> None:
+        self.items[key] = tensors
+        self.used += _nbytes(tensors)
         while self.used > self.limit and self.items:
             _, dropped = self.items.popitem(last=False)
             self.used -= _nbytes(dropped)
-        return loaded
 
 
 def _fuse(source: WeightSource, specs: list[LinearSpec], parts: int) -> Tensor:
