@@ -13,7 +13,8 @@ ExltuneError
 ├── QuantMismatchError      6   base quants that belong to another model
 ├── DataError               7   too few tokens, empty or unreadable texts
 ├── OutputExistsError       8   an output is there and --force was not given
-└── VerdictError            9   the demo's tuned mix did not win
+├── VerdictError            9   the demo's tuned mix did not win
+└── StorageError           15   the system refuses to read or write: a full disk, no permission
 """
 
 from __future__ import annotations
@@ -108,3 +109,9 @@ class VerdictError(ExltuneError):
     """The tuned mix is not better than the uniform quant on held-out tokens."""
 
     exit_code = 9
+
+
+class StorageError(ExltuneError):
+    """The system refuses to read or write a file: a full disk, no permission."""
+
+    exit_code = 15

@@ -93,6 +93,8 @@ class SizeModel:
 
         Raises: BudgetError naming the smallest and the largest possible bpw.
         """
+        if not math.isfinite(target_bpw):
+            raise BudgetError(f"a target of {target_bpw:g} bpw is no size", fix="Give a number such as 3.15")
         widths = sorted(available_bits)
         low, high = self._groups_bytes(widths[0]), self._groups_bytes(widths[-1])
         budget = self.budget_bytes(target_bpw)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from exltune.engines.base import Progress
 from exltune.errors import NonFiniteError
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import PendingTensor, copy_side_files, write_configs, write_tensors
@@ -24,16 +26,21 @@ _KEPT_IN_FP32 = ("e_score_correction_bias",)
 
 
 def assemble_quant(
-    model_dir: Path, out: Path, inventory: Inventory, linears: LinearTensors, quantization: Mapping[str, Any]
+    model_dir: Path,
+    out: Path,
+    inventory: Inventory,
+    linears: LinearTensors,
+    quantization: Mapping[str, Any],
+    progress: Progress | None = None,
 ) -> None:
     """Write an EXL3 directory into the existing empty directory `out`.
 
-    linears: module key -> its stored tensors. quantization: what config.json says of the quant.
+    linears: module key -> its stored tensors. quantization: what config.json says of the quant. progress counts bytes.
     Raises: NonFiniteError for a tensor that fp16 cannot hold, CorruptFileError.
     """
     files = TensorFiles(model_dir)
     plain = [plain_tensor(files, name) for name in unquantized_tensor_names(read_config(model_dir))]
-    write_model(model_dir, out, inventory, linears, plain, quantization)
+    write_model(model_dir, out, inventory, linears, plain, quantization, progress)
 
 
 def write_model(
@@ -43,12 +50,27 @@ def write_model(
     linears: LinearTensors,
     plain: Iterable[PendingTensor],
     quantization: Mapping[str, Any],
+    progress: Progress | None = None,
 ) -> None:
     """Write linears and plain tensors in forward order, the source's tokenizer files, and the configs."""
     keys = [spec.key for spec in inventory.linears if spec.role is not Role.ROUTER]
-    write_tensors(out, forward_order(plain, {key: linears(key) for key in keys}, inventory.linears))
+    tensors = list(forward_order(plain, {key: linears(key) for key in keys}, inventory.linears))
+    write_tensors(out, tensors if progress is None else _reporting(tensors, progress))
     copy_side_files(source, out)
     write_configs(source, out, quantization)
+
+
+def _reporting(tensors: Sequence[PendingTensor], progress: Progress) -> Iterator[PendingTensor]:
+    """The same tensors; as each is loaded, the bytes up to it are reported."""
+    total, done = sum(tensor.nbytes for tensor in tensors), 0
+
+    def load(tensor: PendingTensor, done: int) -> torch.Tensor:
+        progress(done, total, tensor.name)
+        return tensor.load()
+
+    for tensor in tensors:
+        done += tensor.nbytes
+        yield replace(tensor, load=partial(load, tensor, done))
 
 
 def forward_order(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exltune.build.assemble import half_weight, write_model
+from exltune.engines.base import Progress
 from exltune.errors import QuantMismatchError, RecipeError
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
@@ -26,11 +27,13 @@ def splice_model(
     head: QuantDir,
     settings: Mapping[str, Any],
     model: TensorFiles | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write the mix into the existing empty directory `out`.
 
     bits: of every linear of the groups. sources: base quant by bits. head: where the head comes from. model: the
     unquantized model, needed for linears at 16 bits. settings: beside bits and head_bits, what config.json says.
+    progress counts bytes.
     Raises: RecipeError for bits without a base quant, QuantMismatchError.
     """
     _check_widths(bits, sources, model)
@@ -46,7 +49,7 @@ def splice_model(
 
     first = next(iter(sources.values()), head)
     plain = [copied_tensor(first, name) for name in unquantized_tensor_names(read_config(first.path))]
-    write_model(first.path, out, inventory, linear, plain, settings)
+    write_model(first.path, out, inventory, linear, plain, settings, progress)
 
 
 def copied(quant: QuantDir, key: str) -> list[PendingTensor]:

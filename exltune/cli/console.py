@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from exltune.errors import ExltuneError
+from exltune.errors import ExltuneError, StorageError
 
 #: Tables are wider than a pipe's 80 columns.
 _PIPE_COLUMNS = 160
@@ -71,14 +71,14 @@ def errors_in_one_line(as_json: bool) -> Iterator[None]:
         if error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror}", type(error).__name__, 1, as_json)
+        _fail(f"{where}{error.strerror}", type(error).__name__, StorageError.exit_code, as_json)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", "KeyboardInterrupt", _INTERRUPTED, as_json)
 
 
 def print_json(content: dict[str, Any]) -> None:
     """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(content) + "\n")
 
 
 def _fail(message: str, kind: str, code: int, as_json: bool) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from exltune.errors import UsageError
+
 
 class CodebookName(StrEnum):
     """The codebooks, as the command line names them."""
@@ -23,21 +25,23 @@ class CodebookName(StrEnum):
 
 
 def parse_bits(text: str) -> tuple[float, ...]:
-    """`2,3,2.5` -> (2.0, 2.5, 3.0)."""
+    """`2,3,2.5` -> (2.0, 2.5, 3.0). Raises: UsageError."""
     try:
         widths = {float(part) for part in text.split(",") if part.strip()}
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no list of bit widths such as 2,3,4") from error
+        raise UsageError(f"--bits {text!r} is no list of bit widths", fix="For example --bits 2,3,4") from error
     if not widths:
-        raise typer.BadParameter("no bit widths are given, for example 2,3,4")
+        raise UsageError("no bit widths are given", fix="For example --bits 2,3,4")
     return tuple(sorted(widths))
 
 
 def parse_level(text: str) -> int:
-    """`l3`, `3` -> 3."""
+    """`l3`, `3` -> 3. Raises: UsageError."""
     levels = {"l2": 2, "2": 2, "l3": 3, "3": 3}
     if text not in levels:
-        raise typer.BadParameter(f"{text!r} is no level: l2 (parts of a layer) or l3 (groups that share bits)")
+        raise UsageError(
+            f"there is no level {text!r}", fix="Choose l2 (parts of a layer) or l3 (groups that share bits)"
+        )
     return levels[text]
 
 

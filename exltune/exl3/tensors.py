@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from exltune.errors import CorruptFileError, MissingTensorError, NotAModelError
+from exltune.errors import CorruptFileError, MissingTensorError, NotAModelError, StorageError
 
 _DTYPE_BYTES = {
     "BOOL": 1,
@@ -83,6 +85,22 @@ class TensorFiles:
         return sorted(name for name in self.entries if name.startswith(prefix))
 
 
+def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file that everyone may read whom the umask allows.
+
+    Raises: StorageError where the disk is full or refuses; no file is left then.
+    """
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(dict(tensors), file, metadata=dict(metadata))
+    except SafetensorError as error:
+        file.unlink(missing_ok=True)
+        raise StorageError(f"it cannot be written ({error})", where=str(file), fix="Make room and run again") from error
+    # safetensors 0.8 writes to a private temporary file first, whose mode the result keeps.
+    file.chmod(mode)
+
+
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """Entries of one safetensors file; its length must be what the header promises. Raises: CorruptFileError."""
     try:
@@ -98,7 +116,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             for name, e in header.items()
         }
         promised = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(file, f"its header cannot be read ({error})") from error
     if size != promised:
         raise _corrupt(file, f"it has {size:,} bytes where its header promises {promised:,}")

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from exltune.exl3.directory import QuantDir, read_json
+from exltune.exl3.tensors import save_tensors
 
 DEFAULT_SHARD_BYTES = 8192 * 1024**2
 _CODEBOOK_MARKERS = ("mul1", "mcg")
 _LEFT_BEHIND = (".safetensors", ".bin", ".ckpt", ".pth", ".pt", ".gguf")
-_REWRITTEN = ("config.json", "quantization_config.json", "model.safetensors.index.json", "README.md")
+#: What every directory written here holds beside config.json.
+QUANTIZATION_CONFIG = "quantization_config.json"
+_REWRITTEN = ("config.json", QUANTIZATION_CONFIG, "model.safetensors.index.json", "README.md")
+#: What exltune notes beside a quant is true of that quant alone.
+_NOTES = ("exltune.json", "recipe.yaml")
 #: The exllamav3 release whose format this is; stored as `version`, as its own converter does.
 FORMAT_VERSION = "1.6.5"
 
@@ -37,7 +41,7 @@ def write_tensors(out: Path, tensors: Iterable[PendingTensor], shard_bytes: int 
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({t.name: t.load().contiguous() for t in shard}, out / name, metadata={"format": "pt"})
+        save_tensors(out / name, {t.name: t.load().contiguous() for t in shard}, {"format": "pt"})
         weight_map |= {t.name: name for t in shard}
     if len(shards) > 1:
         total = sum(t.nbytes for shard in shards for t in shard)
@@ -59,9 +63,10 @@ def _into_shards(tensors: Iterable[PendingTensor], shard_bytes: int) -> Iterator
 
 
 def copy_side_files(source: Path, out: Path) -> None:
-    """Copy tokenizer, chat template and the like; weights, configs and the source's README stay behind."""
+    """Copy tokenizer, chat template and the like; weights, configs, notes and the source's README stay behind."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.endswith(_LEFT_BEHIND) and file.name not in _REWRITTEN:
+        hidden = file.name.startswith(".")
+        if file.is_file() and not hidden and file.suffix not in _LEFT_BEHIND and file.name not in _REWRITTEN + _NOTES:
             shutil.copyfile(file, out / file.name)
 
 
@@ -83,7 +88,7 @@ def write_configs(source: Path, out: Path, quantization: Mapping[str, Any]) -> N
     config["quantization_config"] = settings
     (out / "config.json").write_text(json.dumps(config, indent=4))
     storage = {**settings, "tensor_storage": tensor_storage(QuantDir(out))}
-    (out / "quantization_config.json").write_text(json.dumps(storage, indent=4))
+    (out / QUANTIZATION_CONFIG).write_text(json.dumps(storage, indent=4))
 
 
 def tensor_storage(quant: QuantDir) -> dict[str, Any]:

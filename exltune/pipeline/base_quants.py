@@ -13,8 +13,11 @@ from exltune.exl3.codebooks import Codebook
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import check_same_model, load_inventory, model_fingerprint
 from exltune.measure import QuantSizes
+from exltune.pipeline.quantize import RECORD
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice, choice_of_bits
+from exltune.schema.quant import QuantRecord
+from exltune.store.records import read_record
 
 _HEAD_UNQUANTIZED = 16.0
 
@@ -51,6 +54,7 @@ def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]
         )
     for quant in found:
         check_same_model(model or found[0].path, quant.path)
+    _check_records(found, model)
     _refuse_doubles(found)
     return found
 
@@ -109,6 +113,22 @@ def _read(path: Path) -> BaseQuant | None:
     head = [quant.bits(key) if key in quant else _HEAD_UNQUANTIZED for key in inventory.head.tensors]
     bits = widths.pop()
     return BaseQuant(choice_of_bits(bits), bits, head[0], codebooks.pop(), path)
+
+
+def _check_records(quants: Sequence[BaseQuant], model: Path | None) -> None:
+    """Fine-tunes of one model may share all norms: where exltune noted a quant's model, its hash decides."""
+    expected = None if model is None else model_fingerprint(model)
+    for quant in quants:
+        if not (quant.path / RECORD).is_file():
+            continue
+        noted = read_record(quant.path / RECORD, QuantRecord).provenance
+        expected = expected or noted.model_sha256
+        if noted.model_sha256 != expected:
+            raise QuantMismatchError(
+                f"it was made from other weights, those that were in {noted.model_path}",
+                where=str(quant.path),
+                fix="Quantize this model again",
+            )
 
 
 def _refuse_doubles(quants: Sequence[BaseQuant]) -> None:

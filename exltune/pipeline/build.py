@@ -9,6 +9,7 @@ from exltune.build import resolve_recipe, splice_model
 from exltune.errors import QuantMismatchError
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
+from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import load_inventory
 from exltune.pipeline.base_quants import find_base_quants, head_source
 from exltune.pipeline.reporter import Reporter, Silent
@@ -48,15 +49,16 @@ def build(
         "codebook": quants[0].codebook,
         "calibration": head.directory.config.get("quantization_config", {}).get("calibration"),
     }
-    with reporter.stage("Building") as progress, new_directory(out, force=force) as partial:
-        progress(0, 1, out.name)
+    with (
+        new_directory(out, force=force, replaces=QUANTIZATION_CONFIG) as partial,
+        reporter.stage("Building") as progress,
+    ):
         files = TensorFiles(model) if model is not None and _UNQUANTIZED in bits.values() else None
         sources = {quant.bits: quant.directory for quant in quants}
-        splice_model(partial, inventory, bits, sources, head.directory, settings, files)
+        splice_model(partial, inventory, bits, sources, head.directory, settings, files, progress)
         write_recipe(partial / RECIPE, recipe)
         size = directory_size(inventory, QuantDir(partial))
         _check_planned(recipe, size, out)
-        progress(1, 1, out.name)
     return size
 
 

@@ -13,8 +13,9 @@ from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import provenance
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.schema.evaluation import Evaluation
+from exltune.schema.mix import REFERENCE
 from exltune.schema.tokens import DataSettings, Split
-from exltune.store.files import refuse_existing
+from exltune.store.files import refuse_existing_file
 from exltune.store.records import write_record
 
 
@@ -34,7 +35,7 @@ def evaluate(
     """
     reporter = reporter or Silent()
     if out is not None:
-        refuse_existing(out, force=force)
+        refuse_existing_file(out, force=force)
     named = _names(quants)
     for path in named.values():
         check_same_model(model, path)
@@ -49,10 +50,14 @@ def evaluate(
 
 
 def _names(quants: Sequence[Path]) -> dict[str, Path]:
-    """Directory names, or whole paths where two directories are named alike."""
+    """Directory names, or whole paths where two directories are named alike or one as the reference is."""
     if not quants:
         raise UsageError("no quants are given", fix="exltune evaluate MODEL QUANT...")
-    names = [path.resolve().name for path in quants]
-    if len(set(quants)) < len(quants):
+    resolved = [path.resolve() for path in quants]
+    if len(set(resolved)) < len(resolved):
         raise UsageError("a quant is given twice", fix="Name each directory once")
-    return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, quants, strict=True)}
+    names = [REFERENCE, *(path.name for path in resolved)]
+    return {
+        whole.name if names.count(whole.name) == 1 else str(whole): path
+        for whole, path in zip(resolved, quants, strict=True)
+    }

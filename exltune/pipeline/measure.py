@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from exltune.engines.base import AUTO, Progress, open_engine
+from torch import Tensor
+
+from exltune.engines.base import AUTO, Engine, Progress, open_engine
+from exltune.errors import ExltuneError
 from exltune.measure import QuantHead, probe_batches, summarize, uniform_mixes
 from exltune.pipeline.base_quants import find_base_quants, head_source, paths_of, quant_sizes
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import job_hash, provenance
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.schema.measurement import Measurement
+from exltune.schema.mix import Mix
 from exltune.schema.tokens import DataSettings, Split
-from exltune.store.files import refuse_existing
+from exltune.store.files import locked, refuse_existing_file
 from exltune.store.records import write_record
 from exltune.store.scores import ScoreStore
 
@@ -33,7 +38,7 @@ def measure(
     Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, and what the engine raises.
     """
     reporter = reporter or Silent()
-    refuse_existing(out, force=force)
+    refuse_existing_file(out, force=force)
     quants = find_base_quants(quants_dir, model)
     choices = [quant.choice for quant in quants]
     source_of_head = head_source(quants, None)
@@ -43,19 +48,32 @@ def measure(
     sizes = quant_sizes(opened.inventory, quants)
     source = provenance(model, opened.name, tokens, data)
     job = job_hash("measure", source.model_dump(), [size.sha256 for size in sizes], level, head.choice)
-    store = ScoreStore(out.with_name(f".{out.name}.scores.jsonl"), job)
     batches = [uniform_mixes(opened.inventory, choices, head.choice), *probe_batches(opened.inventory, level, choices)]
+    with locked(out):
+        store = ScoreStore(out.with_name(f".{out.name}.scores.jsonl"), job)
+        _score(opened, batches, ids(tokens), store, reporter)
+        measurement = summarize(opened.inventory, level, sizes, head, store.scores, data, source)
+        write_record(out, measurement)
+        store.remove()
+    return measurement
+
+
+def _score(
+    engine: Engine, batches: Sequence[Sequence[Mix]], tokens: Tensor, store: ScoreStore, reporter: Reporter
+) -> None:
+    """Score what the store does not hold yet."""
     if store.scores:
         reporter.remark(f"Taking up again: {len(store.scores)} of {sum(map(len, batches))} mixes are scored")
-    with reporter.stage("Measuring") as progress:
-        for number, batch in enumerate(batches):
-            # Whole batches only: what is computed together must not depend on where a kill fell.
-            if any(mix.name not in store.scores for mix in batch):
-                store.add(opened.score(batch, ids(tokens), _part_of(progress, number, len(batches))))
-    measurement = summarize(opened.inventory, level, sizes, head, store.scores, data, source)
-    write_record(out, measurement)
-    store.remove()
-    return measurement
+    try:
+        with reporter.stage("Measuring") as progress:
+            for number, batch in enumerate(batches):
+                # Whole batches only: what is computed together must not depend on where a kill fell.
+                if any(mix.name not in store.scores for mix in batch):
+                    store.add(engine.score(batch, tokens, _part_of(progress, number, len(batches))))
+    except ExltuneError:
+        # Once the input is mended it is another measurement: these scores are of no use.
+        store.remove()
+        raise
 
 
 def _part_of(progress: Progress, number: int, batches: int) -> Progress:

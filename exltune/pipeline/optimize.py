@@ -10,7 +10,7 @@ from typing import cast
 from exltune.engines.base import AUTO, open_engine
 from exltune.errors import QuantMismatchError
 from exltune.exl3.codebooks import Codebook
-from exltune.inventory import inventory_from_config, read_config
+from exltune.inventory import inventory_from_config, model_fingerprint, read_config
 from exltune.metrics import mean_and_se
 from exltune.pipeline.base_quants import BaseQuant, find_base_quants, paths_of
 from exltune.pipeline.data import check_tokens, ids, token_sets
@@ -23,7 +23,7 @@ from exltune.schema.score import Score
 from exltune.schema.seed import Seed
 from exltune.schema.tokens import Split
 from exltune.search import SearchProblem, load_all_rules, pick, propose, search_problem
-from exltune.store.files import refuse_existing
+from exltune.store.files import refuse_existing_file
 from exltune.store.records import read_record, write_recipe
 
 
@@ -53,7 +53,7 @@ def optimize(
     OutputExistsError, QuantMismatchError.
     """
     reporter = reporter or Silent()
-    refuse_existing(out, force=force)
+    refuse_existing_file(out, force=force)
     measurement = read_record(file, Measurement)
     model = model or Path(measurement.exltune.provenance.model_path)
     inventory = inventory_from_config(read_config(model), str(model))
@@ -90,8 +90,11 @@ def _problem(inventory: Inventory, measurement: Measurement, target_bpw: float) 
 def _quants_at_hand(measurement: Measurement, folder: Path | None, model: Path) -> list[BaseQuant]:
     """The measured base quants, or none where their directories are gone. Raises: QuantMismatchError."""
     recorded = {choice: Path(path) for choice, path in measurement.exltune.quants.items()}
+    weights = any(model.glob("*.safetensors"))
+    if weights and model_fingerprint(model) != measurement.exltune.provenance.model_sha256:
+        raise QuantMismatchError("the measurement is of another model", where=str(model), fix="Measure this model")
     if folder is None:
-        if not all(path.is_dir() for path in recorded.values()) or not any(model.glob("*.safetensors")):
+        if not all(path.is_dir() for path in recorded.values()) or not weights:
             return []
         folder = next(iter(recorded.values())).parent
     quants = [quant for quant in find_base_quants(folder, model) if quant.choice in recorded]
@@ -102,6 +105,11 @@ def _quants_at_hand(measurement: Measurement, folder: Path | None, model: Path) 
             where=str(folder),
             fix="Give the folder that was measured with --quants",
         )
+    for quant in quants:
+        if model_fingerprint(quant.path) != measurement.exltune.quant_sha256[quant.choice]:
+            raise QuantMismatchError(
+                "it is another quant than the one that was measured", where=str(quant.path), fix="Measure again"
+            )
     return quants
 
 

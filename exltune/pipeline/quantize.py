@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exltune.build import assemble_quant
-from exltune.engines.base import AUTO, Engine, open_engine
-from exltune.errors import CorruptFileError, DataError, OutputExistsError, UsageError
+from exltune.engines.base import AUTO, Engine, Progress, open_engine
+from exltune.errors import CorruptFileError, DataError, ModelError, OutputExistsError, UsageError
 from exltune.exl3.codebooks import Codebook, check_bits
+from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import model_fingerprint
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import job_hash, provenance
@@ -36,6 +37,13 @@ class QuantizeSettings:
     head_bits: float = DEFAULT_HEAD_BITS
     codebook: Codebook = "mul1"
 
+    def check(self) -> None:
+        """Raise UsageError for bits that do not exist."""
+        if not self.widths:
+            raise UsageError("no bit widths are given", fix="For example --bits 2,3,4")
+        for bits in (*self.widths, self.head_bits):
+            check_bits(bits, self.codebook)
+
     def directory(self, bits: float) -> str:
         """Name of the base quant at a width, e.g. `3bpw_H6`."""
         return f"{bits:g}bpw_H{self.head_bits:g}"
@@ -57,18 +65,19 @@ def quantize(
     DataError, ModelError, and what the engine raises.
     """
     reporter = reporter or Silent()
-    if not settings.widths:
-        raise UsageError("no bit widths are given", fix="For example --bits 2,3,4")
-    for bits in (*settings.widths, settings.head_bits):
-        check_bits(bits, settings.codebook)
+    settings.check()
     opened = open_engine(engine, model)
     with exclusive(out):
         run = _Run(opened, out, settings, data)
         missing = run.missing(force)
         if missing:
-            run.quantize(missing, reporter)
-            for bits in missing:
-                run.assemble(bits, force)
+            try:
+                run.quantize(missing, reporter)
+                run.assemble(missing, force, reporter)
+            except ModelError:
+                # Once the model is mended it is another one: what is done of this one is of no use.
+                run.store.remove()
+                raise
         run.store.remove()
     return [out / settings.directory(bits) for bits in settings.widths]
 
@@ -95,7 +104,7 @@ class _Run:
 
     def _is_done(self, bits: float) -> bool:
         directory = self.out / self.settings.directory(bits)
-        if not directory.exists():
+        if not directory.exists() or not any(directory.iterdir()):
             return False
         try:
             done = read_record(directory / RECORD, QuantRecord).job == self.job
@@ -122,10 +131,16 @@ class _Run:
                 rare = done.job.key.rpartition(".")[0] in done.rare_experts
                 self.store.put(done.job.key, done.job.bits, done.linear, done.stats, rare=rare)
 
-    def assemble(self, bits: float, force: bool) -> None:
-        """Write the directory of one width from the store."""
+    def assemble(self, widths: Sequence[float], force: bool, reporter: Reporter) -> None:
+        """Write the directories of all widths from the store."""
+        for bits in widths:
+            with reporter.stage(f"Writing {self.settings.directory(bits)}") as progress:
+                self._assemble(bits, force, progress)
+
+    def _assemble(self, bits: float, force: bool, progress: Progress) -> None:
         jobs = {job.key: job for job in all_jobs(self.inventory, [bits], self.settings.head_bits)}
-        with new_directory(self.out / self.settings.directory(bits), force=force) as partial:
+        directory = self.out / self.settings.directory(bits)
+        with new_directory(directory, force=force, replaces=QUANTIZATION_CONFIG) as partial:
             quantization = {
                 "bits": bits,
                 "head_bits": self.settings.head_bits,
@@ -139,6 +154,7 @@ class _Run:
                 self.inventory,
                 lambda key: self.store.pending(*jobs[key]),
                 {key: _whole(value) for key, value in quantization.items()},
+                progress,
             )
             write_record(partial / RECORD, self._record(bits, jobs))
 

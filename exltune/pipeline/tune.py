@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from exltune.engines.base import AUTO, open_engine
-from exltune.errors import OutputExistsError
+from exltune.errors import ExltuneError, OutputExistsError
 from exltune.inventory import load_inventory, model_fingerprint
 from exltune.pipeline.base_quants import find_base_quants
 from exltune.pipeline.build import RECIPE, build
@@ -19,7 +21,7 @@ from exltune.schema.base import Record
 from exltune.schema.evaluation import Evaluation, MethodRow, TuneResult, Verdict
 from exltune.schema.tokens import DataSettings
 from exltune.search import search_problem
-from exltune.store.files import exclusive, holds_only_ours
+from exltune.store.files import exclusive, is_empty_but_for
 from exltune.store.records import read_record, write_record
 
 JOB, QUANTS, MEASUREMENT, METHODS = "tune.json", "quants", "measurement.json", "methods.json"
@@ -59,9 +61,9 @@ def tune(
     something else, and what the stages raise.
     """
     reporter = reporter or Silent()
+    settings.check()
     _check_target(model, target_bpw, settings)
-    with exclusive(out):
-        _claim(model, out, target_bpw, settings, data, level)
+    with exclusive(out), _claimed(out, _job(model, target_bpw, settings, data, level)):
         quantize(model, out / QUANTS, settings, data, engine=engine, reporter=reporter)
         if not (out / MEASUREMENT).is_file():
             measure(model, out / QUANTS, out / MEASUREMENT, data, level=level, engine=engine, reporter=reporter)
@@ -89,18 +91,20 @@ def _check_target(model: Path, target_bpw: float, settings: QuantizeSettings) ->
     )
 
 
-def _claim(
-    model: Path, out: Path, target_bpw: float, settings: QuantizeSettings, data: DataSettings, level: int
-) -> None:
-    """Mark an empty directory as this job's, or check that it is."""
+def _job(model: Path, target_bpw: float, settings: QuantizeSettings, data: DataSettings, level: int) -> TuneJob:
     parts = (model_fingerprint(model), target_bpw, settings.widths, settings.head_bits, settings.codebook, level)
-    job = TuneJob(
+    return TuneJob(
         model=str(model.resolve()),
         target_bpw=target_bpw,
         level=level,
         job=job_hash("tune", *parts, data.model_dump(mode="json")),
     )
-    if not holds_only_ours(out, JOB):
+
+
+@contextmanager
+def _claimed(out: Path, job: TuneJob) -> Iterator[None]:
+    """Mark an empty directory as this job's, or check that it is; a job that fails with nothing done unmarks it."""
+    if not (out / JOB).is_file() and not is_empty_but_for(out):
         raise OutputExistsError("the directory holds something else", where=str(out), fix="Give an empty one")
     if (out / JOB).is_file() and read_record(out / JOB, TuneJob).job != job.job:
         raise OutputExistsError(
@@ -109,6 +113,12 @@ def _claim(
             fix="Repeat that one's arguments to go on with it, or give an empty directory",
         )
     write_record(out / JOB, job)
+    try:
+        yield
+    except (ExltuneError, OSError):
+        if is_empty_but_for(out, JOB):
+            (out / JOB).unlink()
+        raise
 
 
 def _judge(model: Path, out: Path, data: DataSettings, engine: str, reporter: Reporter) -> None:

@@ -7,7 +7,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from exltune.schema.score import Score
+from exltune.store.files import write_text
 
 
 class ScoreStore:
@@ -16,26 +19,29 @@ class ScoreStore:
     def __init__(self, path: Path, job: str) -> None:
         self.path = path
         self.scores: dict[str, Score] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        if lines and lines[0] == _header(job):
-            self._read(lines[1:])
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(_header(job) + "\n", encoding="utf-8")
+        self._header = json.dumps({"job": job})
+        self._lines = self._whole_lines()
 
-    def _read(self, lines: list[str]) -> None:
-        """Read whole lines; the one that a kill cut short is cut away."""
-        for line in lines:
+    def _whole_lines(self) -> list[str]:
+        """The lines of this job up to the one that a kill cut short."""
+        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
+        if not lines or lines[0] != self._header.encode():
+            return [self._header]
+        kept = [self._header]
+        for line in lines[1:]:
             try:
                 score = Score.model_validate_json(line)
-            except ValueError:
+            except ValidationError:
                 break
             self.scores[score.mix] = score
-        kept = self.path.read_text(encoding="utf-8").splitlines()[: 1 + len(self.scores)]
-        self.path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+            kept.append(line.decode())
+        return kept
 
     def add(self, scores: Iterable[Score]) -> None:
         """Append scores and wait until they are on disk."""
+        if self._lines:
+            write_text(self.path, "\n".join(self._lines) + "\n")
+            self._lines = []
         with self.path.open("a", encoding="utf-8") as handle:
             for score in scores:
                 handle.write(score.model_dump_json() + "\n")
@@ -46,7 +52,3 @@ class ScoreStore:
     def remove(self) -> None:
         """Remove the file."""
         self.path.unlink(missing_ok=True)
-
-
-def _header(job: str) -> str:
-    return json.dumps({"job": job})

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.quantizer import QuantStats
-from exltune.exl3.tensors import read_header
+from exltune.exl3.tensors import read_header, save_tensors
 from exltune.exl3.writer import PendingTensor
 
 
@@ -33,7 +32,6 @@ class TensorStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, item: tuple[str, float]) -> bool:
         return self._path(*item).is_file()
@@ -43,7 +41,8 @@ class TensorStore:
         path = self._path(key, bits)
         temporary = path.with_suffix(".partial")
         note = {"proxy_err": stats.proxy_err, "rfn": stats.rfn, "feedback": stats.feedback, "rare": rare}
-        save_file(linear.tensors(key), temporary, metadata={"note": json.dumps(note)})
+        self.directory.mkdir(parents=True, exist_ok=True)
+        save_tensors(temporary, linear.tensors(key), {"note": json.dumps(note)})
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
