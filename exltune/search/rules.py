@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,8 +16,9 @@ from exltune.schema.heuristics import Heuristics, Match
 from exltune.schema.inventory import Group, Inventory
 from exltune.search.problem import SearchProblem
 
-#: The rules that come with exltune, beside the package in its repository.
-RULES_DIR = Path(__file__).resolve().parents[2] / "heuristics"
+#: The rules that come with exltune: beside the package in a clone, among the shared data of an installed wheel.
+_CLONE = Path(__file__).resolve().parents[2] / "heuristics"
+RULES_DIR = _CLONE if _CLONE.is_dir() else Path(sysconfig.get_path("data")) / "share" / "exltune" / "heuristics"
 
 
 @dataclass(frozen=True)
