@@ -17,12 +17,15 @@ from exltune.exl3.viterbi import arrange_values, make_encoder
 
 _arranged = cache(arrange_values)
 _scratch = threading.local()
+#: Fewer tiles than this take less time than handing them to a thread on a busy machine.
+_TILES_PER_WORKER = 32
 
 
 def encode_tiles(tiles: npt.NDArray[np.float32], bits: float, codebook: Codebook) -> npt.NDArray[np.uint16]:
     """States (n, 256) whose codebook values are nearest, in squared error, to tiles (n, 256) in tensor-core order.
 
-    All cores take part. Raises: UsageError for a width that the codebook lacks.
+    Many tiles are spread over all cores; few are not worth waking a thread for, and run without the GIL in this
+    one. Raises: UsageError for a width that the codebook lacks.
     """
     check_bits(bits, codebook)
     tiles = np.ascontiguousarray(tiles, dtype=np.float32)
@@ -35,13 +38,12 @@ def encode_tiles(tiles: npt.NDArray[np.float32], bits: float, codebook: Codebook
     def encode(part: slice) -> None:
         encoder(tiles[part], at_even, at_odd, table, _cost_rows(65536 >> even), states[part])
 
-    workers = min(_cores(), len(tiles))
-    bounds = np.linspace(0, len(tiles), workers + 1).astype(int)
-    parts = [slice(low, high) for low, high in pairwise(bounds)]
+    workers = min(cores(), len(tiles) // _TILES_PER_WORKER)
     if workers <= 1:
         encode(slice(None))
     else:
-        list(_pool().map(encode, parts))
+        bounds = np.linspace(0, len(tiles), workers + 1).astype(int)
+        list(_pool().map(encode, [slice(low, high) for low, high in pairwise(bounds)]))
     return states
 
 
@@ -51,13 +53,14 @@ def decode_states(states: npt.NDArray[np.uint16], codebook: Codebook) -> npt.NDA
 
 
 @cache
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_cores(), thread_name_prefix="encode")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="encode")
 
 
 def _cost_rows(nodes: int) -> npt.NDArray[np.float32]:

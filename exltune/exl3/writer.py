@@ -16,6 +16,8 @@ from exltune.exl3.tensors import save_tensors
 
 DEFAULT_SHARD_BYTES = 8192 * 1024**2
 _CODEBOOK_MARKERS = ("mul1", "mcg")
+#: exllamav3 keeps these in fp32 when it loads them, so nothing is gained by rounding.
+KEPT_IN_FP32 = ("e_score_correction_bias",)
 _LEFT_BEHIND = (".safetensors", ".bin", ".ckpt", ".pth", ".pt", ".gguf")
 #: What every directory written here holds beside config.json.
 QUANTIZATION_CONFIG = "quantization_config.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from exltune.exl3.codebooks import Codebook
 from exltune.exl3.hessian import RotatedHessian
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.quantizer import QuantStats, prepare_hessian
+from exltune.exl3.trellis import cores
 from exltune.schema.inventory import Inventory, Role
 
 
@@ -75,11 +77,22 @@ def _whole_layers(inventory: Inventory, keys: Collection[str]) -> list[str]:
 def _quantize_layer(
     engine: Engine, layer: LayerCapture, widths: dict[str, list[float]], codebook: Codebook
 ) -> Iterator[QuantizedTensor]:
+    """The layer's jobs in order, as many at a time as there are cores: the encoder runs without the GIL."""
+    hessians = _rotate_once(layer)
+    jobs = [TensorJob(key, bits) for key in layer.hessians for bits in widths.get(key, ())]
+
+    def run(job: TensorJob) -> QuantizedTensor:
+        linear, stats = engine.quantize(job.key, hessians[job.key], job.bits, codebook, job.key)
+        return QuantizedTensor(job, linear, stats, layer.rare_experts)
+
+    with ThreadPoolExecutor(cores(), thread_name_prefix="quantize") as pool:
+        yield from pool.map(run, jobs)
+
+
+def _rotate_once(layer: LayerCapture) -> dict[str, RotatedHessian]:
+    """Linears with one input share its signs and factor; the first of them names the seed."""
     rotated: dict[int, RotatedHessian] = {}
     for key, hessian in layer.hessians.items():
-        # Linears with one input share its signs and factor; the first of them names the seed.
         if id(hessian) not in rotated:
             rotated[id(hessian)] = prepare_hessian(hessian, hessian.matrix.shape[0], key)
-        for bits in widths.get(key, ()):
-            linear, stats = engine.quantize(key, rotated[id(hessian)], bits, codebook, key)
-            yield QuantizedTensor(TensorJob(key, bits), linear, stats, layer.rare_experts)
+    return {key: rotated[id(hessian)] for key, hessian in layer.hessians.items()}
