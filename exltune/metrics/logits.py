@@ -43,23 +43,25 @@ class ReferenceLogits:
 
     def compare(self, logits: Tensor) -> PositionMetrics:
         """Metrics of a mix's logits (n, vocab) at the same positions; log-softmax in fp32, sums in fp64."""
+        # Worked out in place: fresh memory for each product costs more than the arithmetic.
         log_probs = F.log_softmax(logits.float(), dim=-1)  # (n, vocab)
         gap = self.log_probs - log_probs  # (n, vocab)
         nll = -log_probs.gather(1, self.next_ids)[:, 0].double()
-        top_k = self._agreement(logits)
-        kl_ref_mix = (self.probs * gap).sum(-1, dtype=torch.float64)
-        kl_mix_ref = -(log_probs.exp_() * gap).sum(-1, dtype=torch.float64)
+        top_k = self._agreement(log_probs)
+        kl_mix_ref = -log_probs.exp_().mul_(gap).sum(-1, dtype=torch.float64)
+        kl_ref_mix = gap.mul_(self.probs).sum(-1, dtype=torch.float64)
         return PositionMetrics(kl_ref_mix, kl_mix_ref, nll, top_k)
 
-    def _agreement(self, logits: Tensor) -> Tensor:
+    def _agreement(self, log_probs: Tensor) -> Tensor:
         """(5, n): whether the mix's ordered first k tokens are the reference's.
 
         They are if the mix's values at the reference's first k are in falling order and none of the other tokens
         lies above the k-th. That takes one maximum over the vocabulary where a top-k of the mix would sort.
         Source: exllamav3 eval/model_diff.py, "Top-K agreement".
         """
-        values = logits.gather(1, self.top_ids)  # (n, 5)
-        others = logits.scatter(1, self.top_ids, float("-inf")).amax(-1, keepdim=True)  # (n, 1)
+        values = log_probs.gather(1, self.top_ids)  # (n, 5)
+        others = log_probs.scatter_(1, self.top_ids, float("-inf")).amax(-1, keepdim=True)  # (n, 1)
+        log_probs.scatter_(1, self.top_ids, values)  # as it was
         following = torch.cat([values[:, 1:], others], dim=1)  # (n, 5)
         highest_after = following.flip(1).cummax(1).values.flip(1)  # (n, 5): the highest after place k
         agrees = (values >= highest_after).cumprod(1).bool()  # (n, 5)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
 
-from exltune.engines import open_engine
+from exltune.engines import LayerCapture, open_engine
 from exltune.engines.reference.engine import ReferenceEngine
 from exltune.engines.reference.scoring import Limits
 from exltune.errors import DataError, MissingTensorError, NonFiniteError, QuantMismatchError, UsageError
@@ -219,6 +219,30 @@ def test_hessians_may_be_worked_on_in_place(tiny_moe: TinyModel) -> None:
     (capture,) = ReferenceEngine(tiny_moe.path, {}).capture(TOKENS, keys=["lm_head"])
     assert capture.layer is None
     capture.hessians["lm_head"].matrix.diagonal().add_(1.0)
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+def test_threads_change_no_hessian(tiny_moe: TinyModel, threads: int) -> None:
+    def captures(threads: int) -> list[LayerCapture]:
+        limits = Limits(batch_bytes=4 * 12 * 128)
+        return list(ReferenceEngine(tiny_moe.path, {}, threads=threads, limits=limits).capture(TOKENS))
+
+    for found, expected in zip(captures(threads), captures(1), strict=True):
+        assert (found.layer, found.expert_tokens) == (expected.layer, expected.expert_tokens)
+        for key, hessian in expected.hessians.items():
+            assert found.hessians[key].count == hessian.count
+            torch.testing.assert_close(found.hessians[key].matrix, hessian.matrix, rtol=1e-5, atol=1e-4)
+
+
+def test_hessians_are_the_same_bits_whatever_is_wanted(tiny_moe: TinyModel) -> None:
+    def captured(keys: list[str] | None) -> dict[str, torch.Tensor]:
+        engine = ReferenceEngine(tiny_moe.path, {}, threads=3, limits=Limits(batch_bytes=1))
+        return {k: h.matrix for c in engine.capture(TOKENS, keys) for k, h in c.hessians.items()}
+
+    everything = captured(None)
+    some = captured(["model.layers.2.mlp.experts.1.down_proj", "model.layers.1.self_attn.v_proj", "lm_head"])
+    assert len(some) == 3
+    assert all(matrix.equal(everything[key]) for key, matrix in some.items())
 
 
 def test_quantize_works_on_the_reference_weight(tiny_moe: TinyModel) -> None:

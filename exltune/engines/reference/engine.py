@@ -37,7 +37,7 @@ class ReferenceEngine:
     """transformers' layers in fp32 on the CPU, with weights from the checkpoint and from EXL3 directories.
 
     quants: choice -> EXL3 directory. cache_bytes: dequantized weights kept between calls. limits: memory of a score
-    call. threads: how many run at once while scoring, each on one core (torch's own number if None). The model is
+    call. threads: how many run at once, each on one core (torch's own number if None). The model is
     checked when the engine is made; quants are opened when a mix first needs them.
     """
 
@@ -68,7 +68,7 @@ class ReferenceEngine:
         for mix in mixes:
             self._check_mix(mix)
         tree = build_tree(mixes, self.inventory)
-        with Workers(self.threads or torch.get_num_threads()) as workers:
+        with Workers(self._thread_count) as workers:
             run = ScorePass(self.shell, self.store, self.inventory, self.limits, workers)
             self.stats = run.stats
             sums = run.run(tree, tokens, progress)
@@ -81,9 +81,9 @@ class ReferenceEngine:
     ) -> Iterator[LayerCapture]:
         """As Engine.capture."""
         self._check_tokens(tokens)
-        run = CapturePass(self.shell, self.store, self.inventory, self.min_expert_tokens)
         rows = self.limits.batch_rows(tokens.shape[1], self.inventory.hidden_size)
-        return run.run(tokens, keys, rows, progress)
+        run = CapturePass(self.shell, self.store, self.inventory, self.min_expert_tokens, rows)
+        return run.run(tokens, keys, self._thread_count, progress)
 
     def quantize(
         self, key: str, hessian: Hessian | RotatedHessian | None, bits: float, codebook: Codebook, seed: str
@@ -103,6 +103,10 @@ class ReferenceEngine:
             error = source.linear(self._spec(key)).weight - weight
             errors[key] = float(error.norm() / weight.norm())
         return errors
+
+    @property
+    def _thread_count(self) -> int:
+        return self.threads or torch.get_num_threads()
 
     def _spec(self, key: str) -> LinearSpec:
         spec = self.store.specs.get(key)

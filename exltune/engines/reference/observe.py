@@ -43,6 +43,17 @@ class LayerObserver:
         unique = {id(site): Hessian(site.matrix, site.count) for site in self.sites.values()}
         return {key: unique[id(site)] for key, site in self.sites.items()}
 
+    def merge(self, other: LayerObserver) -> None:
+        """Add what another observer of the same layer has seen."""
+        added: set[int] = set()
+        for key, site in other.sites.items():
+            mine = self.sites.setdefault(key, site)
+            if mine is not site and id(site) not in added:
+                mine.matrix += site.matrix
+                mine.count += site.count
+            added.add(id(site))
+        self.expert_tokens += other.expert_tokens
+
     def see(self, key: str, inputs: Tensor) -> None:
         """Note that the linear `key` reads `inputs` (..., in); a tensor is summed up once, whoever reads it."""
         for tensor, site in self._batch:

@@ -34,7 +34,7 @@ class Limits:
 
     state_bytes: int = 2 << 30
     batch_bytes: int = 1 << 20
-    head_bytes: int = 1 << 20
+    head_bytes: int = 1 << 19
 
     def slab_rows(self, states: int, length: int, hidden: int) -> int:
         """Rows whose states fit."""
