@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from command_line import succeed
+from real_models import GLM4_MOE, write_model, write_text
 from tiny_models import CONFIGS, TinyModel, make_tiny_model
 
 # Tensors here are tiny: on a busy machine, waiting for a second thread costs more than it brings.
@@ -20,3 +24,33 @@ def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def tiny_moe(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """The tiny Glm4Moe alone (dense first layer, shared expert, 4 routed experts); read only."""
     return make_tiny_model(tmp_path_factory.mktemp("moe"), CONFIGS["glm4moe"])
+
+
+@pytest.fixture(scope="session")
+def moe_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Glm4Moe as transformers saves it, with a tokenizer; read only."""
+    return write_model(tmp_path_factory.mktemp("models") / "glm", "Glm4Moe", GLM4_MOE)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that take texts of our own, a few short rows of them."""
+    folder = tmp_path_factory.mktemp("texts")
+    files = [write_text(folder / "first.txt", 1), write_text(folder / "second.txt", 2)]
+    return ["--data", *map(str, files), "--rows", "32", "--row-length", "32"]
+
+
+@pytest.fixture(scope="session")
+def quants(moe_model: Path, data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base quants of `moe_model` at 2, 3 and 4 bits, as the command line makes them; read only."""
+    out = tmp_path_factory.mktemp("quants")
+    succeed("quantize", moe_model, "--out", out, "--bits", "2,3,4", *data)
+    return out
+
+
+@pytest.fixture(scope="session")
+def measurement(moe_model: Path, quants: Path, data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `measure` wrote of them at level l3; read only."""
+    out = tmp_path_factory.mktemp("measured") / "measurement.json"
+    succeed("measure", moe_model, "--quants", quants, "-l3", "--out", out, *data)
+    return out

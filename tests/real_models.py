@@ -14,7 +14,7 @@ _SHARED = {
     "vocab_size": VOCAB,
     "hidden_size": 128,
     "intermediate_size": 128,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 64,
@@ -25,7 +25,9 @@ _SHARED = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+#: A dense layer and a sparse one.
 GLM4_MOE = _SHARED | {
+    "num_hidden_layers": 2,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
@@ -34,9 +36,11 @@ GLM4_MOE = _SHARED | {
     "use_qk_norm": True,
     "partial_rotary_factor": 0.5,
 }
+LLAMA = _SHARED
 #: Biases, a tied head, and dims that EXL3 pads.
 QWEN2 = _SHARED | {"intermediate_size": 160, "tie_word_embeddings": True}
-QWEN3_MOE = _SHARED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True}
+#: transformers writes the number of experts as num_local_experts.
+QWEN3_MOE = _SHARED | {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True}
 
 
 def write_model(out: Path, name: str, settings: Mapping[str, Any], seed: int = 0) -> Path:

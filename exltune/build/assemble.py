@@ -14,15 +14,13 @@ import torch
 from exltune.engines.base import Progress
 from exltune.errors import NonFiniteError
 from exltune.exl3.tensors import TensorFiles
-from exltune.exl3.writer import PendingTensor, copy_side_files, write_configs, write_tensors
+from exltune.exl3.writer import KEPT_IN_FP32, PendingTensor, copy_side_files, write_configs, write_tensors
 from exltune.inventory import read_config, unquantized_tensor_names
 from exltune.schema.inventory import Inventory, LinearSpec, Role
 
 LinearTensors = Callable[[str], list[PendingTensor]]
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-#: exllamav3 keeps these in fp32 when it loads them, so nothing is gained by rounding.
-_KEPT_IN_FP32 = ("e_score_correction_bias",)
 
 
 def assemble_quant(
@@ -93,7 +91,7 @@ def forward_order(
 def plain_tensor(files: TensorFiles, name: str) -> PendingTensor:
     """An unquantized tensor in the dtype that exllamav3 would store: fp16, or fp32 for what it keeps so."""
     entry = files.entry(name)
-    width = 4 if name.endswith(_KEPT_IN_FP32) else 2
+    width = 4 if name.endswith(KEPT_IN_FP32) else 2
     return PendingTensor(name, entry.numel * width, partial(_load_plain, files, name, width))
 
 

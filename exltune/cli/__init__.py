@@ -22,8 +22,9 @@ def repeat_data_option(arguments: list[str]) -> list[str]:
     result: list[str] = []
     in_data = False
     for previous, argument in pairwise(["", *arguments]):
-        in_data = previous == "--data" or (in_data and not argument.startswith("-") and Path(argument).is_file())
-        if in_data and previous != "--data":
+        first = previous == "--data" or argument.startswith("--data=")
+        in_data = first or (in_data and not argument.startswith("-") and Path(argument).is_file())
+        if in_data and not first:
             result.append("--data")
         result.append(argument)
     return result

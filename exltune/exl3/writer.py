@@ -79,7 +79,8 @@ def write_configs(source: Path, out: Path, quantization: Mapping[str, Any]) -> N
     """
     config = read_json(source / "config.json")
     original = config.get("quantization_config")
-    settings = {"quant_method": "exl3", "version": FORMAT_VERSION, **quantization}
+    settings = {"quant_method": "exl3", "version": FORMAT_VERSION}
+    settings |= {key: _whole(value) for key, value in quantization.items()}
     if original is not None and original.get("quant_method") != "exl3":
         settings["original_quantization_config"] = original
     if "tie_word_embeddings" in config:
@@ -91,6 +92,11 @@ def write_configs(source: Path, out: Path, quantization: Mapping[str, Any]) -> N
     (out / "config.json").write_text(json.dumps(config, indent=4))
     storage = {**settings, "tensor_storage": tensor_storage(QuantDir(out))}
     (out / QUANTIZATION_CONFIG).write_text(json.dumps(storage, indent=4))
+
+
+def _whole(value: object) -> Any:
+    """3.0 -> 3: exllamav3 writes whole bits as integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def tensor_storage(quant: QuantDir) -> dict[str, Any]:

@@ -46,6 +46,9 @@ def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]
     """
     if not folder.is_dir():
         raise QuantMismatchError("no such directory", where=str(folder), fix="Give the --out of exltune quantize")
+    if model is not None:
+        # A model that is damaged itself is better told than taken for another one.
+        load_inventory(model)
     candidates = [path for path in sorted(folder.iterdir()) if _may_be_quant(path)]
     found = sorted(filter(None, map(_read, candidates)), key=lambda quant: quant.bits)
     if not found:

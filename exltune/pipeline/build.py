@@ -43,11 +43,12 @@ def build(
     inventory = load_inventory(quants[0].path)
     bits = resolve_recipe(recipe, inventory)
     head = head_source(quants, recipe.head_bits)
+    noted = head.directory.config.get("quantization_config", {})
     settings = {
         "bits": round(recipe.achieved_bpw or _mean_bits(inventory, bits), 2),
-        "head_bits": int(head.head_bits) if head.head_bits.is_integer() else head.head_bits,
+        "head_bits": head.head_bits,
+        **{key: noted[key] for key in ("calibration", "out_scales") if key in noted},
         "codebook": quants[0].codebook,
-        "calibration": head.directory.config.get("quantization_config", {}).get("calibration"),
     }
     with (
         new_directory(out, force=force, replaces=QUANTIZATION_CONFIG) as partial,

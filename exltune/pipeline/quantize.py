@@ -10,12 +10,13 @@ from exltune.build import assemble_quant
 from exltune.engines.base import AUTO, Engine, Progress, open_engine
 from exltune.errors import CorruptFileError, DataError, ModelError, OutputExistsError, UsageError
 from exltune.exl3.codebooks import Codebook, check_bits
+from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import model_fingerprint
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import job_hash, provenance
 from exltune.pipeline.reporter import Reporter, Silent
-from exltune.quantize import TensorJob, all_jobs, quantize_tensors
+from exltune.quantize import TensorJob, all_jobs, check_weights, quantize_tensors
 from exltune.schema.inventory import Inventory
 from exltune.schema.provenance import Provenance
 from exltune.schema.quant import QuantRecord, TensorErrors
@@ -122,10 +123,12 @@ class _Run:
         """Quantize what the store does not hold yet."""
         wanted = all_jobs(self.inventory, widths, self.settings.head_bits)
         todo = [job for job in wanted if job not in self.store]
-        if not todo:
-            return
         if len(todo) < len(wanted):
             reporter.remark(f"Taking up again: {len(wanted) - len(todo)} of {len(wanted)} tensors are done")
+        if not todo:
+            return
+        with reporter.stage("Checking weights") as progress:
+            check_weights(TensorFiles(self.engine.model_dir), self.inventory, progress)
         with reporter.stage("Quantizing") as progress:
             for done in quantize_tensors(self.engine, ids(self.tokens), todo, self.settings.codebook, progress):
                 rare = done.job.key.rpartition(".")[0] in done.rare_experts
@@ -153,7 +156,7 @@ class _Run:
                 partial,
                 self.inventory,
                 lambda key: self.store.pending(*jobs[key]),
-                {key: _whole(value) for key, value in quantization.items()},
+                quantization,
                 progress,
             )
             write_record(partial / RECORD, self._record(bits, jobs))
@@ -175,8 +178,3 @@ class _Run:
 
     def _provenance(self) -> Provenance:
         return provenance(self.engine.model_dir, self.engine.name, self.tokens, self.data)
-
-
-def _whole(value: object) -> object:
-    """3.0 -> 3: exllamav3 writes whole bits as integers."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -29,7 +29,7 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
     except ValidationError as error:
         raise _unreadable(DataError, path, kind.__name__, error) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"it cannot be read ({error})", where=str(path), fix="Check the path") from error
+        raise _not_read(DataError, path, error) from error
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
@@ -44,11 +44,16 @@ def read_recipe(path: Path) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"it cannot be read ({error})", where=str(path), fix="Check the path") from error
+        raise _not_read(RecipeError, path, error) from error
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise _unreadable(RecipeError, path, "recipe", error) from error
+
+
+def _not_read(kind: type[ExltuneError], path: Path, error: Exception) -> ExltuneError:
+    reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+    return kind(f"it cannot be read ({reason})", where=str(path), fix="Check the path")
 
 
 def _unreadable(kind: type[ExltuneError], path: Path, what: str, error: ValidationError) -> ExltuneError:

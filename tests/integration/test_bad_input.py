@@ -1,0 +1,389 @@
+"""What a user can get wrong: one message that says what, where and how to mend it, and nothing left behind."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from command_line import Outcome, contents, exltune, largest_file, succeed
+from real_models import GLM4_MOE, LLAMA, write_model, write_text
+from safetensors.torch import load_file, save_file
+
+SHORT = ("--rows", "16", "--row-length", "32")
+
+
+def fail(code: int, *words: str, here: Path, arguments: tuple[object, ...]) -> Outcome:
+    """A command that must fail with this exit code and one message with these words, and leave `here` as it is."""
+    before = contents(here)
+    outcome = exltune(*arguments, "--json")
+    assert outcome.code == code, outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+    error = outcome.json["error"]
+    assert error["exit_code"] == code
+    assert f"error: {error['message']}" == lines[0]
+    assert contents(here) == before
+    return outcome
+
+
+@pytest.fixture
+def model(moe_model, tmp_path):
+    """A copy of the model, to be damaged."""
+    return Path(shutil.copytree(moe_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def copies(quants, tmp_path):
+    """A copy of the base quants, to be damaged."""
+    return Path(shutil.copytree(quants, tmp_path / "copies"))
+
+
+def change_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def poison(name, value=float("nan")):
+    def change(tensors):
+        tensors[name].view(-1)[5] = value
+
+    return change
+
+
+def commands_on(model, quants, data, out):
+    """Every command that reads a model."""
+    return [
+        ("inspect", model),
+        ("quantize", model, "--out", out / "new" / "quants", *data),
+        ("measure", model, "--quants", quants, "--out", out / "new" / "m.json", *data),
+        ("evaluate", model, quants / "2bpw_H6", "--out", out / "new" / "e.json", *data),
+        ("tune", model, "--out", out / "new" / "tune", "--target-bpw", "3", *data),
+    ]
+
+
+def truncate(model):
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def drop_tensor(model):
+    change_tensors(model, lambda tensors: tensors.pop("model.layers.1.mlp.experts.2.down_proj.weight"))
+
+
+def reshape_tensor(model):
+    change_tensors(
+        model, lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.weight": torch.zeros(64, 128).bfloat16()})
+    )
+
+
+DAMAGED = {
+    "absent": (shutil.rmtree, 10, ("no such directory",)),
+    "no config": (lambda model: (model / "config.json").unlink(), 10, ("no config.json",)),
+    "no weights": (lambda model: (model / "model.safetensors").unlink(), 10, ("no safetensors",)),
+    "config cut": (lambda model: (model / "config.json").write_text('{"archit'), 13, ("config.json", "read")),
+    "no number": (lambda model: change_json(model / "config.json", hidden_size=None), 10, ("hidden_size",)),
+    "architecture": (
+        lambda model: change_json(model / "config.json", architectures=["MambaForCausalLM"]),
+        11,
+        ("MambaForCausalLM", "Supported", "Glm4MoeForCausalLM"),
+    ),
+    "truncated": (truncate, 13, ("model.safetensors", "damaged")),
+    "missing tensor": (drop_tensor, 12, ("model.layers.1.mlp.experts.2.down_proj.weight", "missing")),
+    "other shape": (reshape_tensor, 13, ("model.layers.0.mlp.up_proj.weight", "shape")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_models_that_are_none(model, quants, data, tmp_path, damage):
+    change, code, words = DAMAGED[damage]
+    change(model)
+    for arguments in commands_on(model, quants, data, tmp_path):
+        fail(code, str(model), *words, here=tmp_path, arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.gate.weight", "lm_head.weight"],
+)
+def test_weights_that_are_no_numbers(model, quants, data, tmp_path, name):
+    change_tensors(model, poison(name, float("inf") if "gate" in name else float("nan")))
+    _, _, *commands = commands_on(model, quants, data, tmp_path)
+    for arguments in commands[1:]:
+        # A norm or a router that differs tells first that the quants are another model's.
+        code = 6 if "norm" in name and arguments[0] != "tune" else 14
+        fail(code, str(model), name if code == 14 else "norm", here=tmp_path, arguments=arguments)
+
+
+def test_nan_in_a_later_layer_undoes_what_was_quantized(model, data, tmp_path):
+    change_tensors(model, poison("model.layers.1.self_attn.o_proj.weight"))
+    arguments = ("quantize", model, "--out", tmp_path / "quants", "--bits", "4", *data)
+    fail(14, "model.layers.1.self_attn.o_proj.weight", "NaN", here=tmp_path, arguments=arguments)
+
+
+def test_options_that_do_not_exist(moe_model, quants, measurement, data, tmp_path):
+    quantize = ("quantize", moe_model, "--out", tmp_path / "q", *data)
+    measure = ("measure", moe_model, "--quants", quants, "--out", tmp_path / "m.json", *data)
+    tune = ("tune", moe_model, "--out", tmp_path / "t", "--target-bpw", "3", *data)
+    for command in (quantize, tune):
+        fail(2, "9 bits", here=tmp_path, arguments=(*command, "--bits", "2,9"))
+        fail(2, "2.5 bits", "mul1", here=tmp_path, arguments=(*command, "--bits", "2.5,4", "--codebook", "mcg"))
+        fail(2, "no list", here=tmp_path, arguments=(*command, "--bits", "two"))
+        fail(2, "no bit widths", here=tmp_path, arguments=(*command, "--bits", ","))
+        fail(2, "nan bits", here=tmp_path, arguments=(*command, "--head-bits", "nan"))
+    for command in (measure, tune):
+        fail(2, "l7", "l2", "l3", here=tmp_path, arguments=(*command, "--level", "l7"))
+    for command in (quantize, measure, tune):
+        fail(2, "engine", "abacus", "reference", here=tmp_path, arguments=(*command, "--engine", "abacus"))
+    # What the parser itself refuses.
+    for extra in (("--rows", "8"), ("--codebook", "mul2"), ("--no-such-option",)):
+        outcome = exltune(*quantize, *extra)
+        assert (outcome.code, outcome.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"), [("2.2", "below the smallest"), ("4.3", "above the largest"), ("nan", "")]
+)
+def test_targets_out_of_range(moe_model, measurement, data, tmp_path, target, words):
+    optimize = ("optimize", measurement, "--target-bpw", target, "--out", tmp_path / "r.yaml")
+    tune = ("tune", moe_model, "--target-bpw", target, "--out", tmp_path / "t", "--bits", "2,3,4", *data)
+    for arguments in (optimize, tune):
+        message = fail(4, target, words, here=tmp_path, arguments=arguments).stderr
+        assert target == "nan" or ("2.269" in message and "4.266" in message)
+
+
+def bad_texts(tmp_path):
+    (tmp_path / "empty.txt").write_text("  \n")
+    (tmp_path / "latin.txt").write_bytes("Grüße aus Köln. ".encode("latin-1") * 1000)
+    write_text(tmp_path / "short.txt", 3, 2000)
+    (tmp_path / "same.txt").write_text("The same sentence again and again. " * 3000)
+    return {
+        "absent.txt": ("no such text file",),
+        "empty.txt": ("empty",),
+        "latin.txt": ("UTF-8",),
+        "short.txt": ("tokens", "16 rows", "needed"),
+        "same.txt": ("rejected",),
+    }
+
+
+def test_texts_that_cannot_be_used(moe_model, quants, tmp_path):
+    for name, words in bad_texts(tmp_path).items():
+        options = ("--data", tmp_path / name, *SHORT)
+        for arguments in commands_on(moe_model, quants, options, tmp_path)[1:]:
+            where = () if name in ("short.txt", "same.txt") else (name,)
+            fail(7, *where, *words, here=tmp_path, arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [(None, "no tokenizer.json"), ('{"model": ', "tokenizer.json"), ("{}", "")]
+)
+def test_tokenizers_that_cannot_be_used(model, quants, data, tmp_path, content, word):
+    (model / "tokenizer.json").unlink()
+    if content is not None:
+        (model / "tokenizer.json").write_text(content)
+    arguments = ("quantize", model, "--out", tmp_path / "q", *data)
+    fail(7 if content is None else 13, str(model), word, here=tmp_path, arguments=arguments)
+
+
+def test_a_vocabulary_that_the_model_lacks(model, data, tmp_path):
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["e"] = 4000
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    arguments = ("quantize", model, "--out", tmp_path / "q", *data)
+    fail(7, "4000", "vocabulary", "320", here=tmp_path, arguments=arguments)
+
+
+def test_outputs_that_are_there_already(moe_model, quants, measurement, data, tmp_path):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("mine")
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    target = ("--target-bpw", "3.15")
+    measure = ("measure", moe_model, "--quants", quants, *data)
+    evaluate = ("evaluate", moe_model, quants / "2bpw_H6", *data)
+    optimize = ("optimize", measurement, *target)
+    for command in (measure, evaluate, optimize):
+        fail(8, str(file), "--force", here=tmp_path, arguments=(*command, "--out", file))
+        for force in ((), ("--force",)):
+            fail(8, str(folder), "directory", here=tmp_path, arguments=(*command, "--out", folder, *force))
+    recipe = write_recipe(tmp_path, moe_model, 3)
+    build = ("build", recipe, "--quants", quants, "--out")
+    fail(8, str(folder), here=tmp_path, arguments=(*build, folder))
+    # --force replaces models alone, never whatever else is there.
+    fail(8, str(folder), "does not replace", here=tmp_path, arguments=(*build, folder, "--force"))
+    for force in ((), ("--force",)):
+        fail(8, str(file), here=tmp_path, arguments=(*build, file, *force))
+    fail(8, str(folder), here=tmp_path, arguments=("tune", moe_model, "--out", folder, *target, *data))
+    fail(8, str(folder), here=tmp_path, arguments=("demo", "--out", folder))
+    succeed(*build, tmp_path / "model")
+    succeed(*build, tmp_path / "model", "--force")
+    succeed(*optimize, "--out", file, "--force")
+
+
+def test_quants_made_otherwise_are_kept(moe_model, copies, data, tmp_path):
+    quantize = ("quantize", moe_model, "--out", copies, "--bits", "2,3,4")
+    other = ("--rows", "64", "--row-length", "32", *data[:3])
+    fail(8, "2bpw_H6", "otherwise", here=tmp_path, arguments=(*quantize, *other))
+    fail(8, "2bpw_H6", here=tmp_path, arguments=(*quantize, *data, "--codebook", "mcg"))
+    (copies / "2bpw_H6" / "exltune.json").unlink()
+    fail(8, "2bpw_H6", here=tmp_path, arguments=(*quantize, *data))
+
+
+def write_recipe(folder, model, bits, name="recipe.yaml", **changes):
+    keys = [key for group in succeed("inspect", model)["groups"][:-1] for key in group["tensors"]]
+    tensors = dict.fromkeys(keys, bits) | changes.get("tensors", {})
+    content = {"target_bpw": 3.5, "head_bits": 6} | changes | {"tensors": tensors}
+    (folder / name).write_text(yaml.safe_dump(content))
+    return folder / name
+
+
+EXPERT = "model.layers.1.mlp.experts.1.up_proj"
+RECIPES = {
+    "unknown key": ({"tenors": {}}, 5, ("tenors",)),
+    "unknown linear": ({"tensors": {"model.layers.7.mlp.up_proj": 3}}, 5, ("model.layers.7.mlp.up_proj",)),
+    "unequal experts": ({"tensors": {EXPERT: 4}}, 5, ("1.experts.gate_up", "3 and 4")),
+    "bits without a quant": ({"tensors": {"model.layers.0.mlp.up_proj": 5}}, 5, ("5 bits", "2, 3, 4")),
+    "unquantized without a model": ({"tensors": {"model.layers.0.mlp.up_proj": 16}}, 5, ("16", "--model")),
+    "no number": ({"tensors": {"model.layers.0.mlp.up_proj": "three"}}, 5, ("model.layers.0.mlp.up_proj",)),
+    "head without a quant": ({"head_bits": 8}, 6, ("8 bits", "only 6")),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_recipes_that_cannot_be_built(moe_model, quants, tmp_path, case):
+    changes, code, words = RECIPES[case]
+    recipe = write_recipe(tmp_path, moe_model, 3, **changes)
+    arguments = ("build", recipe, "--quants", quants, "--out", tmp_path / "new" / "mix")
+    fail(code, *words, here=tmp_path, arguments=arguments)
+
+
+@pytest.mark.parametrize("text", ["tensors: [", "", "just words", "- 1\n- 2", "tensors: 3", "target_bpw: 3"])
+def test_files_that_are_no_recipe(quants, tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    arguments = ("build", tmp_path / "r.yaml", "--quants", quants, "--out", tmp_path / "mix")
+    fail(5, "r.yaml", here=tmp_path, arguments=arguments)
+
+
+def test_a_recipe_without_some_linears(moe_model, quants, tmp_path):
+    content = yaml.safe_load(write_recipe(tmp_path, moe_model, 3).read_text())
+    del content["tensors"][EXPERT]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    arguments = ("build", tmp_path / "r.yaml", "--quants", quants, "--out", tmp_path / "mix")
+    fail(5, EXPERT, "no bits", here=tmp_path, arguments=arguments)
+
+
+def test_quants_of_another_model(moe_model, quants, copies, measurement, data, tmp_path):
+    other = write_model(tmp_path / "other", "Glm4Moe", GLM4_MOE, seed=1)
+    llama = write_model(tmp_path / "llama", "Llama", LLAMA)
+    recipe = write_recipe(tmp_path, moe_model, 3)
+    for model, word in ((other, "norm"), (llama, "config.json")):
+        measure = ("measure", model, "--quants", quants, "--out", tmp_path / "m.json", *data)
+        evaluate = ("evaluate", model, quants / "3bpw_H6", "--out", tmp_path / "e.json", *data)
+        build = ("build", recipe, "--quants", quants, "--model", model, "--out", tmp_path / "mix")
+        for arguments in (measure, evaluate, build):
+            fail(6, word, str(quants), str(model), here=tmp_path, arguments=arguments)
+    # A fine-tune may leave norms alone; what exltune noted beside the quants tells it apart.
+    tuned = Path(shutil.copytree(moe_model, tmp_path / "tuned"))
+    change_tensors(tuned, poison("model.layers.0.self_attn.q_proj.weight", 0.5))
+    arguments = ("measure", tuned, "--quants", quants, "--out", tmp_path / "m.json", *data)
+    fail(6, "other weights", here=tmp_path, arguments=arguments)
+    for model in (other, tuned):
+        arguments = ("optimize", measurement, "--model", model, "--target-bpw", "3", "--out", tmp_path / "r.yaml")
+        fail(6, "another model", str(model), here=tmp_path, arguments=arguments)
+    # One stranger among the base quants.
+    change_tensors(copies / "4bpw_H6", poison("model.norm.weight", 0.5))
+    fail(
+        6, "4bpw_H6", "norm", here=tmp_path, arguments=("build", recipe, "--quants", copies, "--out", tmp_path / "mix")
+    )
+
+
+def test_folders_without_usable_quants(moe_model, copies, data, tmp_path):
+    measure = ("measure", moe_model, "--out", tmp_path / "m.json", *data, "--quants")
+    evaluate = ("evaluate", moe_model, *data)
+    fail(6, "no such directory", here=tmp_path, arguments=(*measure, tmp_path / "absent"))
+    fail(6, "no base quants", here=tmp_path, arguments=(*measure, moe_model))
+    fail(6, "no EXL3", here=tmp_path, arguments=(*evaluate, moe_model))
+    fail(2, "twice", here=tmp_path, arguments=(*evaluate, copies / "2bpw_H6", copies / ".." / "copies" / "2bpw_H6"))
+    shutil.copytree(copies / "3bpw_H6", copies / "again")
+    fail(6, "3bpw_H6 and again", "3 bits", here=tmp_path, arguments=(*measure, copies))
+    shutil.rmtree(copies / "again")
+    truncate(copies / "3bpw_H6")
+    fail(13, "3bpw_H6", "damaged", here=tmp_path, arguments=(*measure, copies))
+    fail(13, "3bpw_H6", "damaged", here=tmp_path, arguments=(*evaluate, copies / "3bpw_H6"))
+
+
+def test_quants_that_lack_a_tensor_or_hold_nan(moe_model, copies, data, tmp_path):
+    measure = ("measure", moe_model, "--quants", copies, "--out", tmp_path / "m.json", *data)
+    evaluate = ("evaluate", moe_model, copies / "3bpw_H6", "--out", tmp_path / "e.json", *data)
+    change_tensors(copies / "3bpw_H6", poison("model.layers.1.mlp.experts.3.up_proj.svh"))
+    for arguments in (measure, evaluate):
+        fail(14, "model.layers.1.mlp.experts.3.up_proj", here=tmp_path, arguments=arguments)
+    change_tensors(copies / "3bpw_H6", lambda tensors: tensors.pop("model.layers.0.self_attn.o_proj.trellis"))
+    for arguments, code in ((measure, 12), (evaluate, 6)):
+        fail(code, "3bpw_H6", "model.layers.0.self_attn.o_proj", here=tmp_path, arguments=arguments)
+
+
+def test_measurements_that_no_longer_fit(moe_model, copies, tmp_path):
+    texts = [write_text(tmp_path / "first.txt", 1), write_text(tmp_path / "second.txt", 2)]
+    file = tmp_path / "m.json"
+    succeed("measure", moe_model, "--quants", copies, "--out", file, "-l2", "--data", *texts, *SHORT)
+    optimize = ("optimize", file, "--target-bpw", "3", "--out", tmp_path / "r.yaml")
+    kept = texts[0].read_text()
+    write_text(texts[0], 7)
+    fail(7, "texts", "changed", str(file), here=tmp_path, arguments=optimize)
+    texts[0].unlink()
+    fail(7, "first.txt", "no such text file", here=tmp_path, arguments=optimize)
+    texts[0].write_text(kept)
+    change_json(copies / "4bpw_H6" / "config.json", comment="another quant")
+    fail(6, "4bpw_H6", "another quant", here=tmp_path, arguments=optimize)
+    shutil.move(copies / "4bpw_H6", copies / ".away")
+    fail(6, "4 bits", here=tmp_path, arguments=(*optimize, "--quants", copies))
+    for content, word in (("{", "json"), ("{}", "base"), ('{"base": 3}', "base")):
+        file.write_text(content)
+        fail(7, str(file), word, here=tmp_path, arguments=optimize)
+    file.unlink()
+    fail(7, str(file), "No such file", here=tmp_path, arguments=optimize)
+
+
+def test_a_disk_without_room(moe_model, quants, data, tmp_path):
+    recipe = write_recipe(tmp_path, moe_model, 3)
+    llama = write_model(tmp_path / "llama", "Llama", LLAMA)
+    commands = {
+        100_000: ("build", recipe, "--quants", quants, "--out", tmp_path / "new" / "mix"),
+        100: ("evaluate", moe_model, quants / "2bpw_H6", "--out", tmp_path / "new" / "e.json", *data),
+        101: ("measure", moe_model, "--quants", quants, "--out", tmp_path / "new" / "m.json", "-l2", *data),
+        102: ("quantize", llama, "--out", tmp_path / "new" / "q", "--bits", "4", *data),
+    }
+    for limit, arguments in commands.items():
+        with largest_file(limit):
+            fail(15, "File too large", here=tmp_path, arguments=arguments)
+
+
+def test_places_where_nothing_can_be_written(moe_model, quants, data, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("no directory")
+    recipe = write_recipe(tmp_path, moe_model, 3)
+    commands = [
+        ("build", recipe, "--quants", quants, "--out", file / "mix"),
+        ("quantize", moe_model, "--out", file, "--bits", "4", *data),
+        ("measure", moe_model, "--quants", quants, "--out", file / "m.json", *data),
+        ("tune", moe_model, "--out", file / "tune", "--target-bpw", "3", *data),
+    ]
+    for arguments in commands:
+        fail(15, str(file), here=tmp_path, arguments=arguments)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_directories_that_may_not_be_written(moe_model, data, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    arguments = ("quantize", moe_model, "--out", tmp_path / "locked" / "q", "--bits", "4", *data)
+    fail(15, "locked", "ermission", here=tmp_path, arguments=arguments)

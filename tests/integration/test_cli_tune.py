@@ -1,0 +1,94 @@
+"""The whole chain in one command: killed, taken up again, and the same as its parts by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import contents, exltune, run_until_killed, succeed
+from test_cli import HELD_OUT_TOKENS, ROW
+
+SETTINGS = ("--bits", "3,4", "--target-bpw", "3.7")
+
+
+@pytest.fixture(scope="module")
+def tuned(moe_model, data, tmp_path_factory):
+    """A tune that was killed while it measured and taken up again: its directory and what it printed."""
+    out = tmp_path_factory.mktemp("tuned")
+    arguments = ("tune", moe_model, "--out", out, *SETTINGS, *data)
+    run_until_killed("exltune.store.scores:ScoreStore.add", 2, *arguments)
+    assert not (out / "measurement.json").exists()
+    quants = contents(out / "quants")
+    found = succeed(*arguments)
+    assert contents(out / "quants") == quants
+    return out, found
+
+
+def test_the_verdict(tuned):
+    out, found = tuned
+    assert found.keys() == {"recipe", "model", "verdict"}
+    assert (Path(found["recipe"]), Path(found["model"])) == (out / "recipe.yaml", out / "model")
+    verdict = found["verdict"]
+    assert {"tuned", "uniform", "difference", "difference_ci95", "source", "methods"} <= verdict.keys()
+    for row in (verdict["tuned"], verdict["uniform"]):
+        assert row.keys() == ROW
+        assert row["tokens"] == HELD_OUT_TOKENS
+    assert verdict["tuned"]["bpw"] <= 3.7
+    assert verdict["uniform"]["size_bytes"] >= verdict["tuned"]["size_bytes"]
+    low, high = verdict["difference_ci95"]
+    assert low <= verdict["difference"] <= high
+    difference = verdict["uniform"]["kl_ref_quant"] - verdict["tuned"]["kl_ref_quant"]
+    assert verdict["difference"] == pytest.approx(difference, abs=1e-9)
+    methods = {method["name"]: method["kl_ref_quant"] for method in verdict["methods"]}
+    assert {"uniform", "exllamav3-strategy", "knapsack", "knapsack-fit"} < methods.keys()
+    assert verdict["source"] in {"search", *methods}
+
+
+def test_it_is_the_chain_of_its_parts(tuned, moe_model, quants, data, tmp_path):
+    out, found = tuned
+    for bits in (3, 4):
+        assert contents(out / "quants" / f"{bits}bpw_H6") == contents(quants / f"{bits}bpw_H6")
+    measure = ("measure", moe_model, "--quants", out / "quants", "--out", tmp_path / "measurement.json", *data)
+    succeed(*measure)
+    optimize = ("optimize", tmp_path / "measurement.json", "--target-bpw", "3.7", "--out", tmp_path / "recipe.yaml")
+    methods = succeed(*optimize)["methods"]
+    succeed("build", tmp_path / "recipe.yaml", "--quants", out / "quants", "--out", tmp_path / "model")
+    assert methods == found["verdict"]["methods"]
+    assert contents(tmp_path) == {
+        name: sha256 for name, sha256 in contents(out).items() if name.startswith(("measurement", "recipe", "model"))
+    }
+    rows = succeed("evaluate", moe_model, out / "model", *data)["rows"]
+    assert rows[0] | {"name": "tuned"} == found["verdict"]["tuned"]
+
+
+def test_done_again_it_only_reports(tuned, moe_model, data):
+    out, found = tuned
+    before = contents(out)
+    assert succeed("tune", moe_model, "--out", out, *SETTINGS, *data) == found
+    shown = exltune("tune", moe_model, "--out", out, *SETTINGS, *data).stdout
+    for word in ("3bpw_H6", "4bpw_H6", "tuned", "KL(ref‖quant)", "95 % interval", str(out / "model")):
+        assert word in shown
+    assert contents(out) == before
+
+
+def test_it_goes_on_with_nothing_else(tuned, moe_model, quants, data):
+    out, _ = tuned
+    before = contents(out)
+    tune = ("tune", moe_model, "--out", out)
+    other = (
+        (*tune, "--bits", "3,4", "--target-bpw", "3.6", *data),
+        (*tune, "--bits", "2,3,4", "--target-bpw", "3.7", *data),
+        (*tune, *SETTINGS, "-l2", *data),
+        (*tune, *SETTINGS, *data, "--seed", "1"),
+        ("tune", quants / "3bpw_H6", "--out", out, *SETTINGS, *data),
+    )
+    for arguments in other:
+        outcome = exltune(*arguments)
+        assert (outcome.code, "another tune was begun here" in outcome.stderr) == (8, True)
+    assert contents(out) == before
+
+
+def test_a_foreign_directory_is_left_alone(moe_model, data, tmp_path):
+    (tmp_path / "tune.json").write_text(json.dumps({"another": "tool"}))
+    outcome = exltune("tune", moe_model, "--out", tmp_path, *SETTINGS, *data)
+    assert (outcome.code, "tune.json" in outcome.stderr) == (7, True)
+    assert contents(tmp_path).keys() == {"tune.json"}

@@ -1,0 +1,134 @@
+"""SIGKILL in the middle, then the same command again: it finishes, with the same bytes as if nothing had happened."""
+
+import shutil
+import signal
+import time
+
+import pytest
+import yaml
+from command_line import contents, exltune, largest_file, run_until_killed, start, succeed
+
+from exltune.store.files import exclusive, locked
+
+
+@pytest.fixture
+def recipe(moe_model, tmp_path):
+    """A recipe of three bit widths, at whose sources nothing has to be measured."""
+    groups = succeed("inspect", moe_model)["groups"][:-1]
+    bits = {key: 2 + number % 3 for number, group in enumerate(groups) for key in group["tensors"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"head_bits": 6, "tensors": bits}))
+    return tmp_path / "recipe.yaml"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def kill_after_tensors(number, out, arguments):
+    """Start a quantization and kill it as soon as that many tensors are on the disk."""
+    process = start(*arguments)
+    deadline = time.monotonic() + 240
+    while process.poll() is None and len(list(out.glob(".exltune/*/*.safetensors"))) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return set(out.glob(".exltune/*/*.safetensors"))
+
+
+def test_quantize_killed_twice_goes_on(moe_model, quants, data, tmp_path):
+    out = tmp_path / "quants"
+    arguments = ("quantize", moe_model, "--out", out, "--bits", "4", *data)
+    # Past the first layer, in the midst of the experts.
+    done = kill_after_tensors(12, out, arguments)
+    assert not (out / "4bpw_H6").exists()
+    times = {path: path.stat().st_mtime_ns for path in done}
+    # The second time while the directory is being written.
+    run_until_killed("exltune.build.assemble:write_configs", 1, *arguments)
+    assert times == {path: path.stat().st_mtime_ns for path in done}
+    assert (out / ".4bpw_H6.partial" / "model.safetensors").is_file()
+    assert not (out / "4bpw_H6").exists()
+    outcome = exltune(*arguments)
+    assert outcome.code == 0
+    assert "27 of 27 tensors are done" in outcome.stderr
+    assert names(out) == ["4bpw_H6"]
+    # Neither the kills nor the other widths made with it change a byte.
+    assert contents(out / "4bpw_H6") == contents(quants / "4bpw_H6")
+
+
+def test_quantize_goes_on_once_there_is_room(moe_model, quants, data, tmp_path):
+    out = tmp_path / "quants"
+    shutil.copytree(quants, out)
+    shutil.rmtree(out / "4bpw_H6")
+    arguments = ("quantize", moe_model, "--out", out, "--bits", "2,3,4", *data)
+    # The head's tensor is the largest and the last.
+    with largest_file(30_000):
+        outcome = exltune(*arguments)
+    assert (outcome.code, "File too large" in outcome.stderr) == (15, True)
+    assert names(out) == [".exltune", "2bpw_H6", "3bpw_H6"]
+    outcome = exltune(*arguments)
+    assert "26 of 27 tensors are done" in outcome.stderr
+    assert contents(out) == contents(quants)
+
+
+def test_measure(moe_model, quants, measurement, data, tmp_path):
+    out = tmp_path / "measurement.json"
+    arguments = ("measure", moe_model, "--quants", quants, "--out", out, "-l3", *data)
+    run_until_killed("exltune.store.scores:ScoreStore.add", 3, *arguments)
+    # The base quants and the first layer are scored: a batch each.
+    scores = tmp_path / ".measurement.json.scores.jsonl"
+    assert len(scores.read_text().splitlines()) == 1 + 3 + 5 * 3
+    assert not out.exists()
+    # A kill may also cut a line short.
+    scores.write_bytes(scores.read_bytes()[:-20])
+    outcome = exltune(*arguments)
+    assert outcome.code == 0
+    assert "17 of 39 mixes are scored" in outcome.stderr
+    assert out.read_bytes() == measurement.read_bytes()
+    assert names(tmp_path) == ["measurement.json"]
+
+
+@pytest.mark.parametrize("where", ["exltune.build.assemble:copy_side_files", "pathlib:Path.rename"])
+def test_build(quants, recipe, tmp_path, where):
+    folder, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    arguments = ("build", recipe, "--quants", quants, "--out")
+    run_until_killed(where, 1, *arguments, folder / "mix")
+    assert (folder / ".mix.partial" / "model.safetensors").is_file()
+    assert not (folder / "mix").exists()
+    succeed(*arguments, folder / "mix")
+    succeed(*arguments, undisturbed / "mix")
+    assert contents(folder) == contents(undisturbed)
+
+
+def test_build_never_leaves_half_of_what_it_replaces(quants, recipe, tmp_path):
+    arguments = ("build", recipe, "--quants", quants, "--out", tmp_path / "out" / "mix")
+    succeed(*arguments)
+    whole = contents(tmp_path / "out" / "mix")
+    # Between the renames: the old one is out of the way, the new one not yet in its place.
+    run_until_killed("pathlib:Path.rename", 2, *arguments, "--force")
+    assert names(tmp_path / "out") == [".mix.lock", ".mix.old", ".mix.partial"]
+    succeed(*arguments)
+    assert contents(tmp_path / "out" / "mix") == whole
+    assert names(tmp_path / "out") == ["mix"]
+
+
+def test_two_processes_in_one_output(moe_model, quants, recipe, data, tmp_path):
+    out = tmp_path / "out"
+    quantize = ("quantize", moe_model, "--out", out, "--bits", "4", *data)
+    tune = ("tune", moe_model, "--out", out, "--target-bpw", "3", *data)
+    with exclusive(out):
+        before = contents(tmp_path)
+        for arguments in (quantize, tune):
+            outcome = exltune(*arguments)
+            assert (outcome.code, "another exltune is at work" in outcome.stderr) == (8, True)
+        assert contents(tmp_path) == before
+    assert names(tmp_path) == ["out", "recipe.yaml"]
+    measure = ("measure", moe_model, "--quants", quants, "--out", out / "m.json", "-l2", *data)
+    build = ("build", recipe, "--quants", quants, "--out", out / "mix")
+    for arguments, name in ((measure, "m.json"), (build, "mix")):
+        with locked(out / name):
+            outcome = exltune(*arguments)
+            assert (outcome.code, "another exltune is at work" in outcome.stderr) == (8, True)
+        succeed(*arguments)
+    assert names(out) == ["m.json", "mix"]
