@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -37,17 +37,23 @@ class ScoreStore:
             kept.append(line.decode())
         return kept
 
-    def add(self, scores: Iterable[Score]) -> None:
-        """Append scores and wait until they are on disk."""
+    def add(self, scores: Sequence[Score]) -> None:
+        """Append scores and wait until they are on disk; where that fails, those that were there stay."""
         if self._lines:
             write_text(self.path, "\n".join(self._lines) + "\n")
             self._lines = []
-        with self.path.open("a", encoding="utf-8") as handle:
-            for score in scores:
-                handle.write(score.model_dump_json() + "\n")
-                self.scores[score.mix] = score
-            handle.flush()
-            os.fsync(handle.fileno())
+        size_bytes = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.writelines(score.model_dump_json() + "\n" for score in scores)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError:
+            os.truncate(self.path, size_bytes)
+            if not self.scores:
+                self.remove()
+            raise
+        self.scores |= {score.mix: score for score in scores}
 
     def remove(self) -> None:
         """Remove the file."""

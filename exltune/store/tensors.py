@@ -17,6 +17,7 @@ from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.quantizer import QuantStats
 from exltune.exl3.tensors import read_header, save_tensors
 from exltune.exl3.writer import PendingTensor
+from exltune.store.files import made
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class TensorStore:
         path = self._path(key, bits)
         temporary = path.with_suffix(".partial")
         note = {"proxy_err": stats.proxy_err, "rfn": stats.rfn, "feedback": stats.feedback, "rare": rare}
-        self.directory.mkdir(parents=True, exist_ok=True)
-        save_tensors(temporary, linear.tensors(key), {"note": json.dumps(note)})
+        with made(self.directory):
+            save_tensors(temporary, linear.tensors(key), {"note": json.dumps(note)})
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)

@@ -110,6 +110,22 @@ def test_scores_of_another_job_are_begun_anew(tmp_path):
     assert ScoreStore(file, "job").scores == {}
 
 
+def test_scores_that_find_no_room_leave_those_before(tmp_path):
+    file = tmp_path / "scores.jsonl"
+    store = ScoreStore(file, "job")
+    with largest_file(100), pytest.raises(OSError, match="too large"):
+        store.add([score("a")])
+    assert not file.exists()
+    store = ScoreStore(file, "job")
+    store.add([score("a")])
+    before = file.read_bytes()
+    with largest_file(len(before) + 10), pytest.raises(OSError, match="too large"):
+        store.add([score("b")])
+    assert file.read_bytes() == before
+    store.add([score("c")])
+    assert list(ScoreStore(file, "job").scores) == list(store.scores) == ["a", "c"]
+
+
 def test_tensors_come_back_with_their_notes(tmp_path):
     store = TensorStore(tmp_path / "hidden" / "job")
     assert not (tmp_path / "hidden").exists()
