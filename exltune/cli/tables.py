@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from exltune.pipeline.inspect import Inspection
@@ -30,7 +31,7 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
     for row in rows:
         tops = (row.top_1, row.top_2, row.top_3, row.top_4, row.top_5)
         table.add_row(
-            row.name,
+            escape(row.name),
             size(row.size_bytes),
             f"{row.bpw:.3f}",
             f"{row.kl_quant_ref:.4f} ± {row.kl_quant_ref_se:.4f}",
@@ -50,7 +51,7 @@ def methods_table(methods: Sequence[MethodRow]) -> Table:
     for row in sorted(methods, key=_score):
         measured = "-" if row.kl_ref_quant is None else f"{row.kl_ref_quant:.4f} ± {row.kl_ref_quant_se:.4f}"
         predicted = "-" if row.predicted_kld is None else f"{row.predicted_kld:.4f}"
-        table.add_row(row.name, size(row.size_bytes), f"{row.bpw:.3f}", measured, predicted)
+        table.add_row(escape(row.name), size(row.size_bytes), f"{row.bpw:.3f}", measured, predicted)
     return table
 
 
@@ -69,7 +70,8 @@ def verdict_lines(verdict: Verdict) -> list[str]:
 
 def inspection_tables(report: Inspection) -> list[Table]:
     """Sizes by bit width, and the groups by role."""
-    sizes = Table(title=f"{report.architecture}: {report.layers} layers, {report.parameters:,} parameters")
+    title = f"{report.architecture}: {report.layers} layers, {report.parameters:,} parameters"
+    sizes = Table(title=title, min_width=len(title))
     for name in ("bits", "size of linears and head", "bpw"):
         sizes.add_column(name, justify="right")
     for bits, size_bytes in report.size_bytes.items():
@@ -77,7 +79,8 @@ def inspection_tables(report: Inspection) -> list[Table]:
     roles: dict[str, list[int]] = {}
     for group in report.groups:
         roles.setdefault(group.role.value, []).append(group.numel)
-    groups = Table(title=f"{len(report.groups)} groups, {report.quantizable_parameters:,} quantizable weights")
+    title = f"{len(report.groups)} groups, {report.quantizable_parameters:,} quantizable weights"
+    groups = Table(title=title, min_width=len(title))
     for name in ("role", "groups", "weights"):
         groups.add_column(name, justify="left" if name == "role" else "right")
     for role, numels in roles.items():

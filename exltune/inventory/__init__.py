@@ -7,6 +7,7 @@ from exltune.inventory.inventory import (
     groups_at_level,
     inventory_from_config,
     load_inventory,
+    load_unquantized,
     unquantized_tensor_names,
 )
 
@@ -19,6 +20,7 @@ __all__ = [
     "groups_at_level",
     "inventory_from_config",
     "load_inventory",
+    "load_unquantized",
     "model_fingerprint",
     "model_shape",
     "read_config",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from exltune.errors import CorruptFileError, MissingTensorError, UnsupportedArchitectureError
+from exltune.errors import CorruptFileError, MissingTensorError, NotAModelError, UnsupportedArchitectureError
 from exltune.exl3.tensors import TensorFiles
 from exltune.inventory.config import ModelShape, model_shape, read_config
 from exltune.inventory.layout import EMBEDDING, HEAD_KEY, linears, parameters, unquantized_shapes
@@ -29,12 +29,25 @@ def load_inventory(model_dir: str | Path) -> Inventory:
     Raises: NotAModelError, UnsupportedArchitectureError naming the supported classes, MissingTensorError naming
     the tensor, CorruptFileError for damaged files and for shapes that are not the config's.
     """
-    path = Path(model_dir)
+    return _load(Path(model_dir))[0]
+
+
+def load_unquantized(model_dir: str | Path) -> Inventory:
+    """The inventory of a model directory that is no EXL3 quant. Raises: as load_inventory."""
+    inventory, files = _load(Path(model_dir))
+    if any(name.endswith(".trellis") for name in files.entries):
+        raise NotAModelError(
+            "it is an EXL3 quant already", where=str(files.path), fix="Give the unquantized model that it was made from"
+        )
+    return inventory
+
+
+def _load(path: Path) -> tuple[Inventory, TensorFiles]:
     shape = model_shape(read_config(path), str(path / "config.json"))
     files = TensorFiles(path)
     inventory = _inventory(shape, tied=shape.tied and f"{HEAD_KEY}.weight" not in files)
     verify_headers(inventory, unquantized_shapes(shape), files)
-    return inventory
+    return inventory, files
 
 
 def unquantized_tensor_names(config: Mapping[str, Any]) -> tuple[str, ...]:

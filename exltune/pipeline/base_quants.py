@@ -11,7 +11,8 @@ from exltune.budget import SizeModel, directory_size
 from exltune.errors import CorruptFileError, QuantMismatchError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.directory import QuantDir
-from exltune.inventory import check_same_model, load_inventory, model_fingerprint
+from exltune.exl3.tensors import TensorFiles
+from exltune.inventory import check_same_model, load_inventory, load_unquantized, model_fingerprint
 from exltune.measure import QuantSizes
 from exltune.pipeline.quantize import RECORD
 from exltune.schema.inventory import Inventory
@@ -19,6 +20,8 @@ from exltune.schema.mix import Choice, choice_of_bits
 from exltune.schema.quant import QuantRecord
 from exltune.store.records import read_record
 
+#: The recipe of a model, in its directory.
+RECIPE = "recipe.yaml"
 _HEAD_UNQUANTIZED = 16.0
 
 
@@ -41,14 +44,14 @@ class BaseQuant:
 def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]:
     """All base quants in a folder by ascending bits, each checked to belong to `model`, or all to one model.
 
-    Directories with several bit widths (mixes) are passed over. Raises: QuantMismatchError where there is none,
-    where one belongs to another model, or where two have the same bits; what reading the directories raises.
+    Mixes, models that build made, and unquantized models are passed over. Raises: QuantMismatchError where nothing
+    is left, where a quant belongs to another model, or where two have the same bits; what reading them raises.
     """
     if not folder.is_dir():
         raise QuantMismatchError("no such directory", where=str(folder), fix="Give the --out of exltune quantize")
     if model is not None:
         # A model that is damaged itself is better told than taken for another one.
-        load_inventory(model)
+        load_unquantized(model)
     candidates = [path for path in sorted(folder.iterdir()) if _may_be_quant(path)]
     found = sorted(filter(None, map(_read, candidates)), key=lambda quant: quant.bits)
     if not found:
@@ -101,10 +104,13 @@ def paths_of(quants: Iterable[BaseQuant]) -> dict[Choice, Path]:
 
 
 def _may_be_quant(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".") and (path / "config.json").is_file()
+    hidden = path.name.startswith(".")
+    return path.is_dir() and not hidden and (path / "config.json").is_file() and not (path / RECIPE).exists()
 
 
 def _read(path: Path) -> BaseQuant | None:
+    if not any(name.endswith(".trellis") for name in TensorFiles(path).entries):
+        return None
     quant, inventory = QuantDir(path), load_inventory(path)
     keys = [key for group in inventory.groups for key in group.tensors]
     widths = {quant.bits(key) for key in keys}

@@ -11,7 +11,7 @@ from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import load_inventory
-from exltune.pipeline.base_quants import find_base_quants, head_source
+from exltune.pipeline.base_quants import RECIPE, find_base_quants, head_source
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import MixSize
@@ -19,7 +19,6 @@ from exltune.schema.recipe import Recipe
 from exltune.store.files import new_directory
 from exltune.store.records import read_recipe, write_recipe
 
-RECIPE = "recipe.yaml"
 _UNQUANTIZED = 16
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,8 +130,11 @@ class _Run:
             return
         with reporter.stage("Checking weights") as progress:
             check_weights(TensorFiles(self.engine.model_dir), self.inventory, progress)
-        with reporter.stage("Quantizing") as progress:
-            for done in quantize_tensors(self.engine, ids(self.tokens), todo, self.settings.codebook, progress):
+        with (
+            reporter.stage("Quantizing") as progress,
+            closing(quantize_tensors(self.engine, ids(self.tokens), todo, self.settings.codebook, progress)) as tensors,
+        ):
+            for done in tensors:
                 rare = done.job.key.rpartition(".")[0] in done.rare_experts
                 self.store.put(done.job.key, done.job.bits, done.linear, done.stats, rare=rare)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from exltune.engines.base import AUTO, open_engine
 from exltune.errors import ExltuneError, OutputExistsError
 from exltune.inventory import load_inventory, model_fingerprint
-from exltune.pipeline.base_quants import find_base_quants
-from exltune.pipeline.build import RECIPE, build
+from exltune.pipeline.base_quants import RECIPE, find_base_quants
+from exltune.pipeline.build import build
 from exltune.pipeline.jobs import job_hash
 from exltune.pipeline.measure import measure
 from exltune.pipeline.optimize import optimize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -49,10 +49,11 @@ def quantize_tensors(
     jobs: Collection[TensorJob],
     codebook: Codebook,
     progress: Progress | None = None,
-) -> Iterator[QuantizedTensor]:
+) -> Generator[QuantizedTensor, None, None]:
     """Yield jobs as they finish; Hessians come from tokens (rows, T) on the reference model.
 
     A tensor's result depends on the model, the tokens and its own job alone, never on which other jobs there are.
+    Who stops early closes the generator, or its threads go on to the end of the layer.
     progress counts weights. Raises: what the engine raises.
     """
     widths: dict[str, list[float]] = {}

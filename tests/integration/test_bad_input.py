@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -312,6 +313,8 @@ def test_folders_without_usable_quants(moe_model, copies, data, tmp_path):
     fail(6, "no such directory", here=tmp_path, arguments=(*measure, tmp_path / "absent"))
     fail(6, "no base quants", here=tmp_path, arguments=(*measure, moe_model))
     fail(6, "no EXL3", here=tmp_path, arguments=(*evaluate, moe_model))
+    for arguments in commands_on(copies / "3bpw_H6", copies, data, tmp_path)[1:]:
+        fail(10, "3bpw_H6", "EXL3 quant already", "unquantized", here=tmp_path, arguments=arguments)
     fail(2, "twice", here=tmp_path, arguments=(*evaluate, copies / "2bpw_H6", copies / ".." / "copies" / "2bpw_H6"))
     shutil.copytree(copies / "3bpw_H6", copies / "again")
     fail(6, "3bpw_H6 and again", "3 bits", here=tmp_path, arguments=(*measure, copies))
@@ -366,6 +369,8 @@ def test_a_disk_without_room(moe_model, quants, data, tmp_path):
     for limit, arguments in commands.items():
         with largest_file(limit):
             fail(15, "File too large", here=tmp_path, arguments=arguments)
+    # What was under way is waited for, and nothing more is begun.
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("quantize")]
 
 
 def test_places_where_nothing_can_be_written(moe_model, quants, data, tmp_path):

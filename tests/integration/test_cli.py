@@ -174,6 +174,25 @@ def test_build_copies_tensors_bit_for_bit(recipe, quants, tmp_path):
     assert {"recipe.yaml", "tokenizer.json", "quantization_config.json"} <= names
 
 
+def test_base_quants_are_told_from_what_lies_beside_them(moe_model, quants, recipe, measurement, data, tmp_path):
+    folder = tmp_path / "quants"
+    shutil.copytree(quants, folder)
+    shutil.copytree(moe_model, folder / "model")
+    (folder / "notes.txt").write_text("")
+    file, _ = recipe
+    uniform = yaml.safe_load(file.read_text()) | {"tensors": {"*": 3}}
+    del uniform["exltune"]
+    (tmp_path / "uniform.yaml").write_text(yaml.safe_dump(uniform))
+    succeed("build", file, "--quants", folder, "--out", folder / "mix")
+    succeed("build", tmp_path / "uniform.yaml", "--quants", folder, "--out", folder / "uniform")
+    again = ("--target-bpw", "3.15", "--out", tmp_path / "again.yaml")
+    succeed("optimize", measurement, "--quants", folder, *again)
+    assert (tmp_path / "again.yaml").read_text() == file.read_text()
+    before = contents(folder)
+    succeed("quantize", folder / "model", "--out", folder, "--bits", "2,3,4", *data)
+    assert contents(folder) == before
+
+
 def test_evaluate(moe_model, quants, data, tmp_path):
     folders = [quants / f"{bits}bpw_H6" for bits in (2, 3, 4)]
     found = succeed("evaluate", moe_model, *folders, *data, "--out", tmp_path / "evaluation.json")

@@ -23,7 +23,7 @@ from exltune.exl3.hessian import Hessian, RotatedHessian
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.quantizer import QuantStats, quantize_linear
 from exltune.exl3.tensors import TensorFiles
-from exltune.inventory import load_inventory
+from exltune.inventory import load_unquantized
 from exltune.metrics import score_from_rows
 from exltune.schema.inventory import LinearSpec
 from exltune.schema.mix import Choice, Mix
@@ -54,7 +54,7 @@ class ReferenceEngine:
         min_expert_tokens: int = MIN_EXPERT_TOKENS,
     ) -> None:
         self.model_dir = Path(model_dir)
-        self.inventory = load_inventory(self.model_dir)
+        self.inventory = load_unquantized(self.model_dir)
         self.store = WeightStore(TensorFiles(self.model_dir), quants, self.inventory, cache_bytes)
         self.shell = ModelShell(self.model_dir, self.store.reference)
         self.limits, self.threads = limits or Limits(), threads
