@@ -2,7 +2,7 @@
 
 The bound is what transformers itself needs for the layer forwards that shared prefixes leave, plus one head (final
 norm, logits, metrics) for each distinct mix: every layer and the head are timed alone on the whole token set, each at
-its fastest batch size. Loading and decoding weights is in neither and reported apart.
+its fastest batch size, right before each run. Loading and decoding weights is in neither and reported apart.
 
     python benchmarks/scoring.py [--model DIR --quants DIR] [--rows 32] [--length 128] [--mixes 64]
 
@@ -15,8 +15,10 @@ import argparse
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from time import perf_counter, process_time
 
 import torch
@@ -44,6 +46,10 @@ DEMO_SHAPE = CONFIGS["glm4moe"] | {
 }
 #: Wall time, or the process's CPU time where other programs keep the machine busy (one thread only).
 _clock = perf_counter
+_LINE = "{:>24} {:>9} {:>5} {:>7} {:>7} {:>8} {:>8} {:>8} {:>13}"
+
+Action = Callable[[], object]
+
 BATCHES = (512, 1024, 2048, 4096, 8192)
 HEAD_BATCHES = (128, 256, 512, 1024)
 
@@ -61,79 +67,100 @@ def main() -> None:
         tokens = torch.randint(0, engine.inventory.vocab_size, (args.rows, args.length))
         print(f"{model}: {engine.inventory.parameters:,} parameters, {engine.inventory.layers} layers")
         print(f"{tokens.numel():,} tokens in {args.rows} rows, {torch.get_num_threads()} threads\n")
-        plain = _PlainModel(model, tokens, args.repeats)
-        print(f"transformers: {tokens.numel() / plain.seconds:,.0f} tokens/s through all layers and the head")
-        print("  layers " + " ".join(f"{s * 1e3:.1f}" for s in plain.layers) + f" ms, head {plain.head * 1e3:.1f} ms\n")
-        choices = sorted(quants)
-        print(f"{'mixes':>24} {'forwards':>9} {'of':>6} {'load s':>7} {'run s':>7} {'bound s':>8} {'of bound':>8}", end="")
-        print(f" {'64 runs s':>9} {'speedup':>8} {'mix tokens/s':>13}")
-        for name, mixes in _batches(engine.inventory, choices, args.mixes):
+        plain = _PlainModel(model, tokens)
+        times = plain.times()
+        print(
+            f"transformers: {tokens.numel() / (sum(times.layers) + times.head):,.0f} tokens/s, layers and head (ms): ",
+            end="",
+        )
+        print(" ".join(f"{seconds * 1e3:.1f}" for seconds in (*times.layers, times.head)) + "\n")
+        print(
+            _LINE.format("mixes", "forwards", "of", "load s", "run s", "of bound", "apart s", "speedup", "mix tokens/s")
+        )
+        for name, mixes in _batches(engine.inventory, sorted(quants), args.mixes):
             _report(name, mixes, engine, tokens, plain, args.repeats)
 
 
 def _report(
     name: str, mixes: list[Mix], engine: ReferenceEngine, tokens: Tensor, plain: _PlainModel, repeats: int
 ) -> None:
-    """One line: the first call loads and decodes, the fastest of the next ones is the run."""
-    engine.store._cache.items.clear()
-    engine.store._cache.used = 0
+    """One line: the first call loads and decodes; the next ones are timed, each beside transformers' own layers."""
+    engine.store.drop_cache()
     engine.score(mixes, tokens)
-    load = engine.stats.load_seconds
-    run = min(_timed(lambda: engine.score(mixes, tokens)) for _ in range(repeats))
-    separate = sum(_timed(lambda mix=mix: engine.score([mix], tokens)) for mix in mixes)
+    load, heads = engine.stats.load_seconds, engine.stats.head_forwards
     tree = build_tree(mixes, engine.inventory)
-    bound = sum(len(edges) * seconds for edges, seconds in zip(tree.layers, plain.layers, strict=True))
-    bound += engine.stats.head_forwards * plain.head
-    of = (len(mixes) + 1) * engine.inventory.layers
-    rate = len(mixes) * tokens.numel() / run
-    print(f"{name:>24} {tree.layer_forwards:>9} {of:>6} {load:>7.2f} {run:>7.2f} {bound:>8.2f} {bound / run:>8.0%}", end="")
-    print(f" {separate:>9.2f} {separate / run:>7.1f}x {rate:>13,.0f}")
+    runs, shares = [], []
+    for _ in range(repeats):
+        times = plain.times()
+        runs.append(_timed(lambda: engine.score(mixes, tokens)))
+        bound = heads * times.head
+        bound += sum(len(edges) * seconds for edges, seconds in zip(tree.layers, times.layers, strict=True))
+        shares.append(bound / runs[-1])
+    apart = sum(_timed(lambda mix=mix: engine.score([mix], tokens)) for mix in mixes)
+    run, of = median(runs), (len(mixes) + 1) * engine.inventory.layers
+    cells = (f"{load:.2f}", f"{run:.2f}", f"{median(shares):.0%}", f"{apart:.2f}", f"{apart / run:.1f}x")
+    print(_LINE.format(name, tree.layer_forwards, of, *cells, f"{len(mixes) * tokens.numel() / run:,.0f}"), flush=True)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each layer and of the head on the whole token set."""
+
+    layers: tuple[float, ...]
+    head: float
 
 
 class _PlainModel:
-    """transformers' own layers on the whole model in memory, each timed at its fastest batch size."""
+    """transformers' own layers on the whole model in memory, each at the batch size that was fastest for it."""
 
-    def __init__(self, path: Path, tokens: Tensor, repeats: int) -> None:
+    def __init__(self, path: Path, tokens: Tensor) -> None:
         settings = {"dtype": torch.float32, "attn_implementation": "sdpa"}
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **settings).eval()
         if hasattr(self.model.model.layers[-1].mlp, "experts"):
             self.model.set_experts_implementation("grouped_mm")
+        self.tokens = tokens
         with torch.no_grad():
-            self.layers = [min(self._layer_seconds(layer, tokens, repeats)) for layer in self.model.model.layers]
-            self.head = min(self._head_seconds(tokens, repeats))
-        self.seconds = sum(self.layers) + self.head
-
-    def _layer_seconds(self, layer: torch.nn.Module, tokens: Tensor, repeats: int) -> Iterator[float]:
-        rows, length = tokens.shape
-        hidden = self.model.model.embed_tokens(tokens)
-        positions = torch.arange(length)[None]
-        embeddings = self.model.model.rotary_emb(hidden, positions)
-        for batch in BATCHES:
-            parts = hidden.split(max(1, batch // length))
-
-            def run(parts: tuple[Tensor, ...] = parts) -> None:
-                for part in parts:
-                    layer(part, position_embeddings=embeddings, position_ids=positions, attention_mask=None)
-
-            yield min(_timed(run) for _ in range(repeats))
-
-    def _head_seconds(self, tokens: Tensor, repeats: int) -> Iterator[float]:
-        hidden = self.model.model.embed_tokens(tokens)[:, :-1].flatten(0, 1)
-        next_ids = tokens[:, 1:].flatten()
-        for batch in HEAD_BATCHES:
-            parts = hidden.split(batch)
-            reference = [
-                ReferenceLogits(self._logits(h), n) for h, n in zip(parts, next_ids.split(batch), strict=True)
+            self.hidden = self.model.model.embed_tokens(tokens)
+            self.positions = torch.arange(tokens.shape[1])[None]
+            self.embeddings = self.model.model.rotary_emb(self.hidden, self.positions)
+            self.layers = [
+                _fastest(self._layer(layer, batch) for batch in BATCHES) for layer in self.model.model.layers
             ]
+            self.head = _fastest(self._head(batch) for batch in HEAD_BATCHES)
 
-            def run(parts: tuple[Tensor, ...] = parts, reference: list[ReferenceLogits] = reference) -> None:
-                for part, side in zip(parts, reference, strict=True):
-                    side.compare(self._logits(part))
+    @torch.no_grad()
+    def times(self) -> Times:
+        """Means of three passes over everything."""
+        passes = [[_timed(part) for part in (*self.layers, self.head)] for _ in range(3)]
+        *layers, head = (sum(seconds) / len(seconds) for seconds in zip(*passes, strict=True))
+        return Times(tuple(layers), head)
 
-            yield min(_timed(run) for _ in range(repeats))
+    def _layer(self, layer: torch.nn.Module, batch: int) -> Action:
+        parts = self.hidden.split(max(1, batch // self.tokens.shape[1]))
+
+        def run() -> None:
+            for part in parts:
+                layer(part, position_embeddings=self.embeddings, position_ids=self.positions, attention_mask=None)
+
+        return run
+
+    def _head(self, batch: int) -> Action:
+        parts = self.hidden[:, :-1].flatten(0, 1).split(batch)
+        next_ids = self.tokens[:, 1:].flatten().split(batch)
+        reference = [ReferenceLogits(self._logits(part), ids) for part, ids in zip(parts, next_ids, strict=True)]
+
+        def run() -> None:
+            for part, side in zip(parts, reference, strict=True):
+                side.compare(self._logits(part))
+
+        return run
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(self.model.model.norm(hidden), self.model.lm_head.weight)
+
+
+def _fastest(actions: Iterable[Action]) -> Action:
+    return min(actions, key=lambda action: min(_timed(action) for _ in range(3)))
 
 
 def _batches(inventory: Inventory, choices: list[str], count: int) -> Iterator[tuple[str, list[Mix]]]:
@@ -149,7 +176,7 @@ def _batches(inventory: Inventory, choices: list[str], count: int) -> Iterator[t
     yield f"{count} random", mixes
 
 
-def _timed(action: Callable[[], object]) -> float:
+def _timed(action: Action) -> float:
     start = _clock()
     action()
     return _clock() - start

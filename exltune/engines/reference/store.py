@@ -64,6 +64,10 @@ class WeightStore:
             self._cache.put(pair, tensors)
         return found
 
+    def drop_cache(self) -> None:
+        """Forget all weights; the next use loads them again."""
+        self._cache = _Cache(self._cache.limit)
+
     def fixed(self, names: tuple[str, ...]) -> Tensors:
         """Tensors that are in no group (norms, routers), always the reference's."""
         found = self._cache.get(names)
