@@ -48,12 +48,8 @@ class WeightStore:
             self._sources[choice] = Exl3Weights(self.quants[choice])
         return self._sources[choice]
 
-    def group(self, group_id: str, choice: Choice) -> Tensors:
-        """All parameters of a group at a choice, experts fused."""
-        return self.load([(group_id, choice)])[group_id, choice]
-
     def load(self, pairs: Iterable[GroupChoice], run: Map = map) -> dict[GroupChoice, Tensors]:
-        """Groups at choices, each loaded once; `run` maps over those that are not in the cache, maybe in threads."""
+        """All parameters of groups at choices, experts fused, each loaded once; `run` maps over those that are not in the cache, maybe in threads."""
         wanted = list(dict.fromkeys(pairs))
         found = {pair: tensors for pair in wanted if (tensors := self._cache.get(pair)) is not None}
         absent = [pair for pair in wanted if pair not in found]
