@@ -49,7 +49,10 @@ class WeightStore:
         return self._sources[choice]
 
     def load(self, pairs: Iterable[GroupChoice], run: Map = map) -> dict[GroupChoice, Tensors]:
-        """All parameters of groups at choices, experts fused, each loaded once; `run` maps over those that are not in the cache, maybe in threads."""
+        """All parameters of groups at choices, experts fused, each loaded once.
+
+        run: maps over those that are not in the cache, maybe in threads.
+        """
         wanted = list(dict.fromkeys(pairs))
         found = {pair: tensors for pair in wanted if (tensors := self._cache.get(pair)) is not None}
         absent = [pair for pair in wanted if pair not in found]
