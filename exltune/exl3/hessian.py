@@ -31,10 +31,10 @@ class Signs(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RotatedHessian:
-    """The damped mean Hessian in the basis the tiles live in: H S Hess S H with signs S.
+    """A damped mean Hessian and its factor in the basis the tiles live in, H S Hess S H with signs S.
 
-    signs: (in_padded,) ±1. matrix: (in_padded, in_padded) float32, or None without usable activations.
-    feedback: the block LDL factor with its block diagonal zero, or None likewise.
+    signs: (in_padded,) ±1. matrix: in the original basis, (in_padded, in_padded) float32, or None without usable
+    activations. feedback: the block LDL factor with its block diagonal zero, or None likewise.
     """
 
     signs: torch.Tensor
@@ -58,9 +58,10 @@ def rotate_hessian(hessian: Hessian | None, in_features: int, signs: Signs, damp
     full = torch.zeros(padded, padded, dtype=torch.float64)
     full[:in_features, :in_features] = mean
     full.diagonal().add_(damping * level)
+    matrix = full.float()
     full *= flips.double() * flips.double().unsqueeze(1)
     rotated = rotate_rows(rotate_columns(full))
-    return RotatedHessian(flips, rotated.float(), block_ldl(rotated).float())
+    return RotatedHessian(flips, matrix, block_ldl(rotated).float())
 
 
 def block_ldl(matrix: torch.Tensor, block: int = BLOCK) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,9 +14,10 @@ from exltune.exl3.hessian import Hessian, RotatedHessian, rotate_hessian
 from exltune.exl3.ldlq import ldlq, proxy_error
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.packing import pack_states
+from exltune.exl3.refit import refit_scales
 from exltune.exl3.scale import search_scale
 
-#: Smallest channel scale; a dead channel gets a zero scale instead (exllamav3 1.6.5, regularize()).
+#: A channel of a smaller rms is dead.
 _DEAD = 1e-30
 
 
@@ -53,22 +54,26 @@ def quantize_linear(
     if not isinstance(hessian, RotatedHessian):
         hessian = prepare_hessian(hessian, weight.shape[0], seed)
     padded = _pad(weight)
-    rotated, row_scale, column_scale = _regularize(padded, hessian.signs, random_signs(padded.shape[1], f"{seed}.out"))
-    suh = (row_scale / search_scale(rotated, bits, codebook)).half()
+    columns, row_scale, svh = _regularize(padded, hessian.signs, random_signs(padded.shape[1], f"{seed}.out"))
+    factor = search_scale(rotate_rows(columns / _nonzero(row_scale).unsqueeze(1)), bits, codebook)
+    suh = (row_scale / factor).half()
     # What is stored is fp16: dividing by the rounded scale leaves its rounding out of the error.
-    target = rotated * (row_scale / _nonzero(suh.float())).unsqueeze(1)
-    quantized, states = ldlq(target, hessian.feedback, bits, codebook)
+    target = rotate_rows(columns / _nonzero(suh.float()).unsqueeze(1))
+    _, states = ldlq(target, hessian.feedback, bits, codebook)
     shape = (states.shape[0], states.shape[1], -1)
     trellis = torch.from_numpy(pack_states(states.reshape(-1, states.shape[-1]), bits)).view(shape)
-    linear = QuantizedLinear(trellis, suh, column_scale, codebook, _pad_bias(bias, padded.shape[1]))
-    proxy = proxy_error(target, quantized, hessian.matrix)
-    return linear, QuantStats(proxy, relative_error(padded, linear), hessian.feedback is not None)
+    linear = QuantizedLinear(trellis, suh, svh, codebook, _pad_bias(bias, padded.shape[1]))
+    if hessian.matrix is not None:
+        row_fit, column_fit = refit_scales(padded, linear.dequantize(), hessian.matrix)
+        linear = replace(linear, suh=(suh * row_fit).half(), svh=(svh * column_fit).half())
+    proxy = proxy_error(padded, linear.dequantize(), hessian.matrix)
+    return linear, QuantStats(proxy, relative_error(weight, linear), hessian.feedback is not None)
 
 
 def relative_error(weight: torch.Tensor, linear: QuantizedLinear) -> float:
     """rfn: Frobenius norm of the error over that of weight (in, out)."""
-    scale = weight.norm().item()
-    return float((weight - linear.dequantize()).norm().item() / scale) if scale > 0 else 0.0
+    scale, (rows, columns) = weight.norm().item(), weight.shape
+    return float((weight - linear.dequantize()[:rows, :columns]).norm().item() / scale) if scale > 0 else 0.0
 
 
 def random_signs(size: int, seed: str) -> torch.Tensor:
@@ -81,18 +86,20 @@ def random_signs(size: int, seed: str) -> torch.Tensor:
 def _regularize(
     weight: torch.Tensor, row_signs: torch.Tensor, column_signs: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rotated weight of unit row rms (k, n), row scales (k,), column scales svh (n,) fp16."""
+    """Weight with unit column rms and rotated columns (k, n), row scales (k,), column scales svh (n,) fp16.
+
+    Dead channels get a zero scale on either side: whatever their codebook values are, they stay dead.
+    """
     rms = weight.square().mean(dim=0).sqrt()  # (n,)
     mean = rms.mean().clamp_min(_DEAD)
     svh = (column_signs * rms / mean).half()
     columns = rotate_columns(weight / _nonzero(svh.float()))
     row_rms = columns.square().mean(dim=1).sqrt()  # (k,)
-    row_scale = row_signs * torch.where(row_rms > _DEAD, row_rms, torch.ones_like(row_rms))
-    return rotate_rows(columns / row_scale.unsqueeze(1)), row_scale, svh
+    return columns, row_signs * row_rms * (row_rms > _DEAD), svh
 
 
 def _nonzero(scale: torch.Tensor) -> torch.Tensor:
-    """Zero scales mark dead channels, whose weights are zero already; one avoids 0 / 0."""
+    """One in place of zero scales, which mark dead channels: their weights are zero already."""
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 

@@ -27,9 +27,18 @@ from exltune.exl3.packing import TILE
 
 _STATES = 65536
 _HALF = TILE // 2
-#: Vector width that the innermost loop should at least fill.
-_LANES = 16
-_BLOCK = 64
+#: By the size of j: whether vectors run along a, and how many a (or k, along j) make a block. The fastest of
+#: those tried with benchmarks/encoder.py on an AVX-512 machine; other blocks cost up to half the speed.
+_PLANS = {
+    2: (True, 64),
+    4: (True, 64),
+    8: (True, 128),
+    16: (False, 16),
+    32: (True, 32),
+    64: (False, 8),
+    128: (False, 8),
+    256: (False, 8),
+}
 _FAST = {"nnan", "nsz", "contract"}
 _jit = numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
 #: Inlined by force, so that sizes given as constants reach the vectorizer as constants.
@@ -45,11 +54,16 @@ def _axes(bits_in: int, bits_out: int) -> tuple[int, int, int]:
     return 1 << bits_out, 1 << (16 - bits_in - bits_out), 1 << bits_in
 
 
+def _plan(k_size: int, a_size: int, j_size: int) -> tuple[bool, int]:
+    along_a, block = _PLANS[j_size]
+    return along_a, min(block, a_size if along_a else k_size)
+
+
 def arrange_values(codebook: Codebook, bits_in: int, bits_out: int) -> Floats:
-    """Codebook values, flat, in the order that the step reads them: (j, k, a) where j is short, else (k, a, j)."""
+    """Codebook values, flat, in the order the step reads: (j, k, a) where vectors run along a, else (k, a, j)."""
     k, a, j = _axes(bits_in, bits_out)
     values = codebook_values(codebook).reshape(k, a, j)
-    return np.ascontiguousarray(values.transpose(2, 0, 1) if j < _LANES else values).reshape(-1)
+    return np.ascontiguousarray(values.transpose(2, 0, 1) if _PLANS[j][0] else values).reshape(-1)
 
 
 @_inline
@@ -62,9 +76,9 @@ def _step_along_a(
     k_size: int,
     a_size: int,
     j_size: int,
+    block: int,
 ) -> None:
-    """Node costs (k, a) -> (a, j), vectors along a; `lanes` (j, block) takes the results before they interleave."""
-    block = min(a_size, _BLOCK)
+    """Node costs (k, a) -> (a, j), vectors along a; `lanes` (j * block,) takes the results before they interleave."""
     for a0 in range(0, a_size, block):
         for j in range(j_size):
             for a in range(block):
@@ -72,10 +86,10 @@ def _step_along_a(
                 for k in range(k_size):
                     error = values[(j * k_size + k) * a_size + a0 + a] - w
                     best = min(best, cost_in[k * a_size + a0 + a] + error * error)
-                lanes[j, a] = best
+                lanes[j * block + a] = best
         for a in range(block):
             for j in range(j_size):
-                cost_out[(a0 + a) * j_size + j] = lanes[j, a]
+                cost_out[(a0 + a) * j_size + j] = lanes[j * block + a]
 
 
 @_inline
@@ -88,9 +102,9 @@ def _step_along_j(
     k_size: int,
     a_size: int,
     j_size: int,
+    block: int,
 ) -> None:
     """Node costs (k, a) -> (a, j), vectors along j."""
-    block = min(k_size, _LANES)
     for a in range(a_size):
         for k0 in range(0, k_size, block):
             for j in range(j_size):
@@ -136,13 +150,15 @@ def make_encoder(even: int, odd: int) -> Encoder:
     """
     k_even, a_even, j_even = _axes(even, odd)
     k_odd, a_odd, j_odd = _axes(odd, even)
-    even_along_a, odd_along_a = j_even < _LANES, j_odd < _LANES
+    even_along_a, even_block = _plan(k_even, a_even, j_even)
+    odd_along_a, odd_block = _plan(k_odd, a_odd, j_odd)
+    most_lanes = max(j_even * even_block * even_along_a, j_odd * odd_block * odd_along_a, 1)
     nodes = _STATES >> even
 
     # Closures hold plain numbers only: numba's cache on disk cannot key closures over compiled functions.
     @_jit
     def encode(tiles: Floats, at_even: Floats, at_odd: Floats, table: Floats, rows: Floats, states: States) -> None:
-        lanes = np.empty((_LANES, _BLOCK), dtype=np.float32)
+        lanes = np.empty(most_lanes, dtype=np.float32)
         for n in range(tiles.shape[0]):
             tile = tiles[n]
             seam = -1
@@ -157,13 +173,21 @@ def make_encoder(even: int, odd: int) -> Encoder:
                     target = i if step >= keep else (TILE + 1 if source == TILE else TILE)
                     if i % 2 == 0:
                         if even_along_a:
-                            _step_along_a(rows[source], rows[target], at_even, tile[i], lanes, k_even, a_even, j_even)
+                            _step_along_a(
+                                rows[source], rows[target], at_even, tile[i], lanes, k_even, a_even, j_even, even_block
+                            )
                         else:
-                            _step_along_j(rows[source], rows[target], at_even, tile[i], lanes, k_even, a_even, j_even)
+                            _step_along_j(
+                                rows[source], rows[target], at_even, tile[i], lanes, k_even, a_even, j_even, even_block
+                            )
                     elif odd_along_a:
-                        _step_along_a(rows[source], rows[target], at_odd, tile[i], lanes, k_odd, a_odd, j_odd)
+                        _step_along_a(
+                            rows[source], rows[target], at_odd, tile[i], lanes, k_odd, a_odd, j_odd, odd_block
+                        )
                     else:
-                        _step_along_j(rows[source], rows[target], at_odd, tile[i], lanes, k_odd, a_odd, j_odd)
+                        _step_along_j(
+                            rows[source], rows[target], at_odd, tile[i], lanes, k_odd, a_odd, j_odd, odd_block
+                        )
                     source = target
                 if turn == 0:
                     node = np.argmin(rows[_HALF - 1, :nodes])

@@ -97,9 +97,12 @@ def test_dims_are_padded_with_zeros_and_bias_is_kept():
 def test_dead_channels_and_empty_weights_stay_zero():
     weight, hessian = weight_and_hessian(128)
     weight[:, 5] = 0.0
-    linear, _ = quantize_linear(weight, hessian, 3, "mul1", "dead")
+    weight[7] = 0.0
+    linear, stats = quantize_linear(weight, hessian, 3, "mul1", "dead")
     assert torch.count_nonzero(linear.dequantize()[:, 5]) == 0
-    nothing, stats = quantize_linear(torch.zeros(128, 128), None, 2, "mul1", "zeros")
+    assert torch.count_nonzero(linear.dequantize()[7]) == 0
+    assert stats.rfn < 0.2
+    nothing, stats = quantize_linear(torch.zeros(128, 128), hessian, 2, "mul1", "zeros")
     assert torch.count_nonzero(nothing.dequantize()) == 0
     assert stats.rfn == 0.0
 
