@@ -17,7 +17,7 @@ from exltune.corpora.documents import Document
 from exltune.corpora.overlap import OverlapIndex
 from exltune.corpora.tokenizer import load_tokenizer
 from exltune.errors import DataError
-from exltune.schema.tokens import Split, TokenSetInfo
+from exltune.schema.tokens import SPLIT_SHARES, Split, TokenSetInfo
 
 Row = NDArray[np.int64]
 
@@ -39,91 +39,102 @@ def make_token_sets(
     seed: int,
     shares: Mapping[str, float] | None = None,
 ) -> dict[Split, TokenSet]:
-    """Cut documents into rows and deal them to disjoint sets of `rows[split]` rows each, interleaved by domain.
+    """Cut documents into rows and take `rows[split]` rows for each set, interleaved by domain.
 
-    A document goes to one set. Documents of at least `row_length` tokens are cut into rows and lose their last,
-    incomplete row; shorter ones are packed together within their domain. `shares` are the domains' shares of every
+    Which set a document belongs to follows from the documents alone: other rows, row lengths or seeds never move one
+    from calibration to held-out. The seed orders the documents within a set. Every document gives its first row
+    before any gives its second, so that rows are as independent as the texts allow; a last, incomplete row is lost.
+    Documents shorter than a row are packed together within their domain. `shares` are the domains' shares of every
     set, by default equal ones; where a domain runs short the others fill its place. A row is rejected where 20 % of
     its 13-grams, or any 64-gram, stand in another set. The same arguments give the same sets.
 
     Raises: DataError where the documents hold too few tokens.
     """
-    queues = _shuffled(documents, seed)
-    weights = {domain: 1.0 if shares is None else shares.get(domain, 0.0) for domain in queues}
-    dealer = _Dealer(load_tokenizer(tokenizer_dir), row_length, rows)
-    quotas = {split: _quotas(count, weights) for split, count in rows.items()}
-    for domain, queue in queues.items():
-        dealer.deal([queue], {split: quota[domain] for split, quota in quotas.items()}, domain)
-    dealer.deal(list(queues.values()), rows)
-    dealer.check()
+    domains = list(dict.fromkeys(document.domain for document in documents))
+    weights = {domain: 1.0 if shares is None else shares.get(domain, 0.0) for domain in domains}
+    dealer = _Dealer(documents, load_tokenizer(tokenizer_dir), row_length, seed)
+    for domain in domains:
+        for split, count in rows.items():
+            dealer.take(split, [domain], _quotas(count, weights)[domain])
+    for split, count in rows.items():
+        dealer.take(split, domains, count - len(dealer.rows[split]))
+    dealer.check(rows)
     return {split: dealer.token_set(split) for split in rows}
 
 
 class _Dealer:
-    """Rows accepted so far, and what is needed to accept more."""
+    """The documents of every set and domain as streams of rows, and the rows taken from them so far."""
 
-    def __init__(self, tokenizer: Tokenizer, row_length: int, wanted: Mapping[Split, int]) -> None:
-        self._tokenizer = tokenizer
-        self._row_length = row_length
-        self._wanted = wanted
+    def __init__(self, documents: Sequence[Document], tokenizer: Tokenizer, row_length: int, seed: int) -> None:
+        self.rows: dict[Split, list[tuple[str, Row]]] = {split: [] for split in Split}
+        self._documents, self._tokenizer, self._row_length = documents, tokenizer, row_length
         self._index = OverlapIndex()
-        self._rows: dict[Split, list[tuple[str, Row]]] = {split: [] for split in wanted}
         self._rejected: Counter[Split] = Counter()
-        self._unfinished: dict[tuple[Split, str], list[int]] = {}
-        self._tokens = 0
+        dealt = _deal(documents, seed)
+        self._streams = {key: self._rows_in_turn(members) for key, members in dealt.items()}
 
-    def deal(self, queues: Sequence[deque[Document]], limits: Mapping[Split, int], domain: str | None = None) -> None:
-        """Deal documents, one of each queue in turn, until every set has its limit of rows (of a domain, or of all)."""
-        while any(queues):
-            for queue in queues:
-                counts = {split: self._count(split, domain) for split in limits}
-                open_sets = [split for split in limits if counts[split] < limits[split]]
-                if not open_sets:
+    def take(self, split: Split, domains: Sequence[str], count: int) -> None:
+        """Take up to `count` rows that other sets do not hold, from the domains in turn."""
+        streams = {domain: self._streams[split, domain] for domain in domains if (split, domain) in self._streams}
+        while count > 0 and streams:
+            for domain, stream in list(streams.items()):
+                row = next((row for row in stream if self._accepts(row, split)), None)
+                if row is None:
+                    del streams[domain]
+                elif count > 0:
+                    self._index.add(row, split)
+                    self.rows[split].append((domain, row))
+                    count -= 1
+                if count == 0:
                     return
-                if queue:
-                    # The set that lacks the largest part of its rows; the larger one where several lack the same.
-                    split = min(open_sets, key=lambda s: (counts[s] / limits[s], -limits[s]))
-                    self._take(queue.popleft(), split, limits[split] - counts[split])
 
-    def _count(self, split: Split, domain: str | None) -> int:
-        return sum(domain in (None, own) for own, _ in self._rows[split])
+    def _accepts(self, row: Row, split: Split) -> bool:
+        accepted = self._index.accepts(row, split)
+        self._rejected[split] += not accepted
+        return accepted
 
-    def _take(self, document: Document, split: Split, most: int) -> None:
-        for row in self._cut(document, split):
-            if most == 0:
-                return
-            if self._index.accepts(row, split):
-                self._index.add(row, split)
-                self._rows[split].append((document.domain, row))
-                most -= 1
-            else:
-                self._rejected[split] += 1
+    def _rows_in_turn(self, documents: Sequence[Document]) -> Iterator[Row]:
+        """The first row of every document, then the second rows, and so on; tokenized when first needed."""
+        later: deque[deque[Row]] = deque()
+        short: list[int] = []
+        for document in documents:
+            ids = self._encode(document)
+            if len(ids) < self._row_length:
+                short += ids
+                ids, short = (short, []) if len(short) >= self._row_length else ([], short)
+            rows = deque(self._cut(ids))
+            if rows:
+                yield rows.popleft()
+                later.append(rows)
+        while later:
+            rows = later.popleft()
+            if rows:
+                yield rows.popleft()
+                later.append(rows)
 
-    def _cut(self, document: Document, split: Split) -> Iterator[Row]:
-        ids = self._tokenizer.encode(document.text, add_special_tokens=False).ids
-        self._tokens += len(ids)
-        if len(ids) < self._row_length:
-            ids = self._unfinished.pop((split, document.domain), []) + ids
-            whole = len(ids) // self._row_length * self._row_length
-            self._unfinished[split, document.domain] = ids[whole:]
-        for start in range(0, len(ids) - self._row_length + 1, self._row_length):
-            yield np.array(ids[start : start + self._row_length], dtype=np.int64)
+    def _encode(self, document: Document) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(document.text, add_special_tokens=False).ids
+        return ids
 
-    def check(self) -> None:
-        """Raise DataError where a set is not full: by then every document was read."""
-        got, needed = sum(map(len, self._rows.values())), sum(self._wanted.values())
+    def _cut(self, ids: Sequence[int]) -> list[Row]:
+        starts = range(0, len(ids) - self._row_length + 1, self._row_length)
+        return [np.array(ids[start : start + self._row_length], dtype=np.int64) for start in starts]
+
+    def check(self, wanted: Mapping[Split, int]) -> None:
+        """Raise DataError where a set is not full: by then every document of that set was read."""
+        got, needed = sum(map(len, self.rows.values())), sum(wanted.values())
         if got == needed:
             return
-        length = self._row_length
+        tokens, length = sum(len(self._encode(document)) for document in self._documents), self._row_length
         raise DataError(
-            f"the texts hold {self._tokens} tokens, which give {got} of the {needed} rows of {length} tokens needed "
+            f"the texts hold {tokens} tokens, which give {got} of the {needed} rows of {length} tokens needed "
             f"({self._rejected.total()} rows were rejected because other sets hold the same text)",
             fix=f"Give more text ({needed * length} tokens at the least, rows use up whole documents) or ask for less",
         )
 
     def token_set(self, split: Split) -> TokenSet:
         """The rows of a set with the domains spread evenly over it."""
-        rows = _interleaved(self._rows[split])
+        rows = _interleaved(self.rows[split])
         ids = np.array([row for _, row in rows], dtype=np.int64).reshape(len(rows), self._row_length)
         domains = tuple(domain for domain, _ in rows)
         overlap = sum(self._index.shared(row, split) for row in ids) / max(1, len(rows))
@@ -140,14 +151,20 @@ class _Dealer:
         return TokenSet(info, ids, domains)
 
 
-def _shuffled(documents: Sequence[Document], seed: int) -> dict[str, deque[Document]]:
-    """Documents by domain, in an order that depends on the seed and the domain's own documents alone."""
-    queues: dict[str, list[Document]] = {}
+def _deal(documents: Sequence[Document], seed: int) -> dict[tuple[Split, str], list[Document]]:
+    """Documents by set and domain; the set depends on the documents of the domain alone, the order on the seed too."""
+    by_domain: dict[str, list[Document]] = {}
     for document in documents:
-        queues.setdefault(document.domain, []).append(document)
-    for domain, members in queues.items():
-        random.Random(f"{seed} {domain}").shuffle(members)
-    return {domain: deque(members) for domain, members in queues.items()}
+        by_domain.setdefault(document.domain, []).append(document)
+    dealt: dict[tuple[Split, str], list[Document]] = {}
+    for domain, members in by_domain.items():
+        random.Random(domain).shuffle(members)
+        for document in members:
+            split = min(SPLIT_SHARES, key=lambda s: (len(dealt.get((s, domain), ())) + 0.5) / SPLIT_SHARES[s])
+            dealt.setdefault((split, domain), []).append(document)
+    for (split, domain), members in dealt.items():
+        random.Random(f"{seed} {split} {domain}").shuffle(members)
+    return dealt
 
 
 def _quotas(count: int, weights: Mapping[str, float]) -> dict[str, int]:

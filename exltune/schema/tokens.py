@@ -39,8 +39,8 @@ class Texts(StrEnum):
     SMALL_MODEL = "small-model"
 
 
-#: Eighths of all rows that each set gets.
-_EIGHTHS = {Split.CALIBRATION: 2, Split.SEARCH: 2, Split.SELECTION: 1, Split.HELD_OUT: 3}
+#: Eighths of all documents, and of all rows, that each set gets.
+SPLIT_SHARES = {Split.CALIBRATION: 2, Split.SEARCH: 2, Split.SELECTION: 1, Split.HELD_OUT: 3}
 
 
 class DataSettings(Record):
@@ -54,4 +54,4 @@ class DataSettings(Record):
 
     def rows_of(self, split: Split) -> int:
         """Rows of one set."""
-        return self.rows * _EIGHTHS[split] // 8
+        return self.rows * SPLIT_SHARES[split] // 8

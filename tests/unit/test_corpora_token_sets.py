@@ -15,7 +15,7 @@ from exltune.errors import DataError
 from exltune.schema.tokens import Split
 
 ROW = 80
-ROWS = {Split.CALIBRATION: 6, Split.SEARCH: 4, Split.SELECTION: 4, Split.HELD_OUT: 8}
+ROWS = {Split.CALIBRATION: 6, Split.SEARCH: 6, Split.SELECTION: 3, Split.HELD_OUT: 9}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_short_documents_are_packed_within_their_domain(tokenizer_dir: Path) -> 
 def test_domains_have_their_shares_and_are_interleaved(tokenizer_dir: Path) -> None:
     documents = make_documents("a", 40, ROW) + make_documents("b", 40, ROW)
     held_out = deal(documents, tokenizer_dir, shares={"a": 0.75, "b": 0.25})[Split.HELD_OUT]
-    assert held_out.info.domains == {"a": 6, "b": 2}
+    assert held_out.info.domains == {"a": 7, "b": 2}
     assert held_out.domains[:4].count("b") == 1
     assert held_out.domains[4:].count("b") == 1
 
@@ -95,7 +95,7 @@ def test_a_domain_that_runs_short_leaves_its_place_to_others(tokenizer_dir: Path
 
 
 def test_a_planted_duplicate_is_rejected(tokenizer_dir: Path) -> None:
-    documents = make_documents("a", 24, ROW)
+    documents = make_documents("a", 32, ROW)
     copies = [Document(domain="a", text=d.text, id=f"copy/{d.id}") for d in documents[:8]]
     sets = deal(documents + copies, tokenizer_dir)
     assert sum(s.info.rows_rejected for s in sets.values()) > 0
@@ -146,7 +146,7 @@ def test_hashes_are_equal_where_the_ngrams_are() -> None:
 
 
 def test_too_little_text_says_how_much_there_is_and_how_much_is_needed(tokenizer_dir: Path) -> None:
-    with pytest.raises(DataError, match=rf"hold {10 * ROW} tokens, which give 10 of the 22 rows of {ROW} tokens"):
+    with pytest.raises(DataError, match=rf"hold {10 * ROW} tokens, which give 10 of the 24 rows of {ROW} tokens"):
         deal(make_documents("a", 10, ROW), tokenizer_dir)
 
 
@@ -158,3 +158,28 @@ def test_no_documents_is_too_little_text(tokenizer_dir: Path) -> None:
 def test_a_model_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no tokenizer\.json"):
         deal(make_documents("a", 10, ROW), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row_length", "factor", "seed"), [(ROW, 2, 0), (ROW // 2, 1, 0), (ROW, 1, 7), (ROW // 2, 4, 3)]
+)
+def test_other_settings_never_move_text_to_another_set(
+    tokenizer_dir: Path, row_length: int, factor: int, seed: int
+) -> None:
+    documents = make_documents("a", 48, 2 * ROW) + make_documents("b", 48, 3 * ROW + 7)
+    rows = {split: factor * count for split, count in ROWS.items()}
+    first = deal(documents, tokenizer_dir)
+    other = make_token_sets(documents, tokenizer_dir, row_length, rows, seed)
+    for split in Split:
+        seen = {tuple(row[i : i + 13]) for row in first[split].ids.tolist() for i in range(ROW - 12)}
+        for strange in set(Split) - {split}:
+            assert not any(
+                tuple(row[i : i + 13]) in seen for row in other[strange].ids.tolist() for i in range(row_length - 12)
+            )
+
+
+def test_rows_come_from_as_many_documents_as_there_are(tokenizer_dir: Path) -> None:
+    documents = make_documents("a", 24, 5 * ROW)
+    first_words = {document.text.split()[0] for document in documents}
+    held_out = deal(documents, tokenizer_dir)[Split.HELD_OUT]
+    assert sum(f"w{row[0]}" in first_words for row in held_out.ids) >= 9
