@@ -54,7 +54,7 @@ def splice_model(
 
 def copied(quant: QuantDir, key: str) -> list[PendingTensor]:
     """All stored tensors of a linear. Raises: QuantMismatchError where the quant lacks it."""
-    names = quant.files.with_prefix(f"{key}.")
+    names = quant.files.of_module(key)
     if not names:
         raise QuantMismatchError(f"the base quant lacks {key}", where=str(quant.path), fix="Quantize the model again")
     return [copied_tensor(quant, name) for name in names]

@@ -229,6 +229,8 @@ def demo(
 
         found = run(out, reporter=RichReporter())
         _show(found, out, json)
+    # Standard output holds the result by now: a lost verdict is an exit code and a line beside it.
+    with errors_in_one_line(as_json=False):
         check_won(found.verdict)
 
 

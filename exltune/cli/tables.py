@@ -10,6 +10,8 @@ from rich.table import Table
 from exltune.pipeline.inspect import Inspection
 from exltune.schema.evaluation import EvaluationRow, MethodRow, Verdict
 
+#: A baseline with up to this share of bytes more counts as of the same size (DESIGN.md section 8).
+_SAME_SIZE = 0.005
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -59,10 +61,12 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     """The verdict in words."""
     low, high = verdict.difference_ci95
     share = verdict.difference / verdict.uniform.kl_ref_quant if verdict.uniform.kl_ref_quant else 0.0
+    more = verdict.uniform.size_bytes / verdict.tuned.size_bytes - 1
+    excess = f", {100 * more:.1f} % more bytes than the tuned one" if more > _SAME_SIZE else ""
     outcome = "better than" if low > 0 else ("worse than" if high < 0 else "not told apart from")
     return [
         f"The tuned mix came from {verdict.source}: {size(verdict.tuned.size_bytes)}, {verdict.tuned.bpw:.3f} bpw "
-        f"(uniform strategy: {size(verdict.uniform.size_bytes)}, {verdict.uniform.bpw:.3f} bpw).",
+        f"(uniform strategy: {size(verdict.uniform.size_bytes)}, {verdict.uniform.bpw:.3f} bpw{excess}).",
         f"KL(ref‖uniform) - KL(ref‖tuned) = {verdict.difference:.4f} nats/token, 95 % interval {low:.4f} to {high:.4f}:"
         f" {outcome} uniform, {100 * share:.1f} % less KL.",
     ]

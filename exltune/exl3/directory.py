@@ -59,7 +59,7 @@ class QuantDir:
 
     def nbytes(self, key: str) -> int:
         """Bytes of all tensors of a linear."""
-        return sum(self.files.entry(name).nbytes for name in self.files.with_prefix(f"{key}."))
+        return sum(self.files.entry(name).nbytes for name in self.files.of_module(key))
 
     def load(self, key: str) -> QuantizedLinear:
         """A quantized linear. Raises: MissingTensorError, CorruptFileError."""

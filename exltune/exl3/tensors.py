@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -80,9 +81,16 @@ class TensorFiles:
             raise _corrupt(entry.file, str(error)) from error
         return tensor
 
-    def with_prefix(self, prefix: str) -> list[str]:
-        """Names of all tensors whose name begins with `prefix`, sorted."""
-        return sorted(name for name in self.entries if name.startswith(prefix))
+    @cached_property
+    def _by_module(self) -> dict[str, list[str]]:
+        modules: dict[str, list[str]] = {}
+        for name in sorted(self.entries):
+            modules.setdefault(name.rpartition(".")[0], []).append(name)
+        return modules
+
+    def of_module(self, key: str) -> list[str]:
+        """Names of a module's own tensors, `{key}.*` without further dots, sorted."""
+        return self._by_module.get(key, [])
 
 
 def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

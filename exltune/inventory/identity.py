@@ -9,15 +9,24 @@ from pathlib import Path
 
 import torch
 
-from exltune.errors import CorruptFileError, MissingTensorError, QuantMismatchError, UnsupportedArchitectureError
+from exltune.errors import (
+    CorruptFileError,
+    MissingTensorError,
+    NonFiniteError,
+    QuantMismatchError,
+    UnsupportedArchitectureError,
+)
 from exltune.exl3.tensors import TensorFiles
 from exltune.inventory.config import model_shape, read_config
 from exltune.inventory.inventory import inventory_from_config, verify_headers
 from exltune.inventory.layout import unquantized_shapes
 
+_MEND = "Download the model again"
 _MIB = 1 << 20
 #: Files up to this size are hashed whole.
 _WHOLE_BYTES = 64 * _MIB
+#: Of a larger file, this much of every tensor.
+_SAMPLE_BYTES = 4096
 #: Config keys that say nothing about the model.
 _VOLATILE = ("transformers_version", "_name_or_path", "use_cache")
 #: Config values beyond the shapes that change what the weights compute.
@@ -36,7 +45,7 @@ _COMPUTE_KEYS = (
 def model_fingerprint(model_dir: str | Path) -> str:
     """sha256 (hex) over config.json, every safetensors header and samples of content.
 
-    A file up to 64 MiB is hashed whole; of a larger one the first, middle and last MiB, so that 700 GB take seconds.
+    A file up to 64 MiB is hashed whole; of a larger one the first 4 KiB of every tensor, so that 700 GB take seconds.
     Raises: NotAModelError, CorruptFileError, MissingTensorError.
     """
     config = {key: value for key, value in read_config(model_dir).items() if key not in _VOLATILE}
@@ -48,9 +57,10 @@ def model_fingerprint(model_dir: str | Path) -> str:
 
 
 def check_same_model(model_dir: str | Path, quant_dir: str | Path) -> None:
-    """Check that a quant was made from this model: shapes, settings and the values of all norms (as fp16).
+    """Check that a quant was made from this model: shapes, settings and all unquantized values (as fp16).
 
-    Raises: QuantMismatchError for another or an incomplete model, and what reading either directory raises.
+    Raises: QuantMismatchError for another or an incomplete model, NonFiniteError where the model itself is broken,
+    and what reading either directory raises.
     """
     model, quant = Path(model_dir), Path(quant_dir)
     _check_configs(model, quant)
@@ -62,7 +72,10 @@ def check_same_model(model_dir: str | Path, quant_dir: str | Path) -> None:
     except (MissingTensorError, CorruptFileError, UnsupportedArchitectureError) as error:
         raise _mismatch(quant, model, error.what) from error
     for name in plain:
-        if "norm" in name and not torch.equal(model_files.get(name).half(), quant_files.get(name).half()):
+        ours, stored = model_files.get(name), quant_files.get(name)
+        if not torch.isfinite(ours).all():
+            raise NonFiniteError(f"{name} holds NaN or inf", where=str(model), fix="Download the model again")
+        if not torch.equal(ours.half(), stored.half()):
             raise _mismatch(quant, model, f"{name} has other values")
 
 
@@ -92,7 +105,10 @@ def _add_file(digest: hashlib._Hash, file: Path) -> None:
             digest.update(handle.read())
             return
         length = int.from_bytes(handle.read(8), "little")
-        digest.update(handle.read(length))
-        for start in (8 + length, size // 2, size - _MIB):
-            handle.seek(start)
-            digest.update(handle.read(_MIB))
+        header = handle.read(length)
+        digest.update(header)
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        for begin, end in sorted(entry["data_offsets"] for entry in tensors.values()):
+            handle.seek(8 + length + begin)
+            digest.update(handle.read(min(end - begin, _SAMPLE_BYTES)))

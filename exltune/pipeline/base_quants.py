@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from exltune.budget import SizeModel, directory_size
+from exltune.budget import SizeModel
 from exltune.errors import CorruptFileError, QuantMismatchError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.directory import QuantDir
@@ -17,6 +17,7 @@ from exltune.measure import QuantSizes
 from exltune.pipeline.quantize import RECORD
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice, choice_of_bits
+from exltune.schema.provenance import Provenance
 from exltune.schema.quant import QuantRecord
 from exltune.store.records import read_record
 
@@ -39,6 +40,13 @@ class BaseQuant:
     def directory(self) -> QuantDir:
         """The opened directory."""
         return QuantDir(self.path)
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Where it came from, if exltune made it."""
+        if not (self.path / RECORD).is_file():
+            return None
+        return read_record(self.path / RECORD, QuantRecord).provenance
 
 
 def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]:
@@ -78,12 +86,12 @@ def head_source(quants: Iterable[BaseQuant], head_bits: float | None) -> BaseQua
     return fitting[0]
 
 
-def quant_sizes(inventory: Inventory, quants: Sequence[BaseQuant]) -> list[QuantSizes]:
-    """What a measurement notes of its base quants."""
+def quant_sizes(inventory: Inventory, quants: Sequence[BaseQuant], head_bits: float) -> list[QuantSizes]:
+    """What a measurement notes of its base quants; sizes are those of mixes with one head of `head_bits`."""
     sizes = SizeModel(inventory, quants[0].codebook)
     result = []
     for quant in quants:
-        total = directory_size(inventory, quant.directory)
+        total = sizes.uniform_size(quant.bits, head_bits)
         result.append(
             QuantSizes(
                 choice=quant.choice,
@@ -125,12 +133,12 @@ def _read(path: Path) -> BaseQuant | None:
 
 
 def _check_records(quants: Sequence[BaseQuant], model: Path | None) -> None:
-    """Fine-tunes of one model may share all norms: where exltune noted a quant's model, its hash decides."""
+    """Fine-tunes of one model may share what is unquantized: where exltune noted a quant's model, its hash decides."""
     expected = None if model is None else model_fingerprint(model)
     for quant in quants:
-        if not (quant.path / RECORD).is_file():
+        noted = quant.provenance
+        if noted is None:
             continue
-        noted = read_record(quant.path / RECORD, QuantRecord).provenance
         expected = expected or noted.model_sha256
         if noted.model_sha256 != expected:
             raise QuantMismatchError(

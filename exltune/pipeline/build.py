@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from exltune.budget import directory_size
@@ -11,7 +12,7 @@ from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import load_inventory
-from exltune.pipeline.base_quants import RECIPE, find_base_quants, head_source
+from exltune.pipeline.base_quants import RECIPE, BaseQuant, find_base_quants, head_source
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import MixSize
@@ -39,6 +40,7 @@ def build(
     reporter = reporter or Silent()
     recipe = read_recipe(recipe_file)
     quants = find_base_quants(quants_dir, model)
+    _check_made_for(recipe, quants, recipe_file)
     inventory = load_inventory(quants[0].path)
     bits = resolve_recipe(recipe, inventory)
     head = head_source(quants, recipe.head_bits)
@@ -60,6 +62,21 @@ def build(
         size = directory_size(inventory, QuantDir(partial))
         _check_planned(recipe, size, out)
     return size
+
+
+def _check_made_for(recipe: Recipe, quants: Sequence[BaseQuant], where: Path) -> None:
+    """A fine-tune's quants have the same shapes and bytes: the model that both sides noted decides."""
+    if recipe.exltune is None:
+        return
+    planned = recipe.exltune.provenance.model_sha256
+    noted = [(quant.path, quant.provenance) for quant in quants]
+    strangers = [path for path, found in noted if found is not None and found.model_sha256 != planned]
+    if strangers:
+        raise QuantMismatchError(
+            f"the recipe was made for another model than {strangers[0]}",
+            where=str(where),
+            fix="Give the base quants that were measured, or measure these",
+        )
 
 
 def _check_planned(recipe: Recipe, size: MixSize, out: Path) -> None:

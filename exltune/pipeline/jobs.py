@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 from exltune import __version__
@@ -12,10 +13,24 @@ from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataSettings
 from exltune.store.records import canonical
 
+#: Packages that store, report and parse; the code of all others decides results.
+_IDLE = ("cli", "pipeline", "schema", "store")
+
 
 def job_hash(*parts: object) -> str:
-    """sha256 over the exltune version and everything that a result depends on."""
-    return hashlib.sha256(canonical([__version__, *parts]).encode()).hexdigest()
+    """sha256 over the code and everything else that a result depends on."""
+    return hashlib.sha256(canonical([__version__, code_sha256(), *parts]).encode()).hexdigest()
+
+
+@cache
+def code_sha256() -> str:
+    """sha256 over the sources that decide results: after an update, old work is not taken for new."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(file for file in package.rglob("*.py") if file.relative_to(package).parts[0] not in _IDLE):
+        digest.update(str(file.relative_to(package)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def provenance(model_dir: Path, engine: str, tokens: TokenSet, settings: DataSettings) -> Provenance:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from exltune.engines.base import AUTO, Engine, Progress, open_engine
-from exltune.errors import ExltuneError
+from exltune.errors import MissingTensorError, NonFiniteError
 from exltune.measure import QuantHead, probe_batches, summarize, uniform_mixes
 from exltune.pipeline.base_quants import find_base_quants, head_source, paths_of, quant_sizes
 from exltune.pipeline.data import ids, token_sets
@@ -45,7 +45,7 @@ def measure(
     head = QuantHead(source_of_head.choice, source_of_head.head_bits, source_of_head.codebook)
     tokens = token_sets(data, model)[Split.SEARCH]
     opened = open_engine(engine, model, paths_of(quants))
-    sizes = quant_sizes(opened.inventory, quants)
+    sizes = quant_sizes(opened.inventory, quants, head.bits)
     source = provenance(model, opened.name, tokens, data)
     job = job_hash("measure", source.model_dump(), [size.sha256 for size in sizes], level, head.choice)
     batches = [uniform_mixes(opened.inventory, choices, head.choice), *probe_batches(opened.inventory, level, choices)]
@@ -70,7 +70,7 @@ def _score(
                 # Whole batches only: what is computed together must not depend on where a kill fell.
                 if any(mix.name not in store.scores for mix in batch):
                     store.add(engine.score(batch, tokens, _part_of(progress, number, len(batches))))
-    except ExltuneError:
+    except (NonFiniteError, MissingTensorError):
         # Once the input is mended it is another measurement: these scores are of no use.
         store.remove()
         raise

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from exltune.build import assemble_quant
 from exltune.engines.base import AUTO, Engine, Progress, open_engine
-from exltune.errors import CorruptFileError, DataError, ModelError, OutputExistsError, UsageError
+from exltune.errors import (
+    CorruptFileError,
+    DataError,
+    MissingTensorError,
+    NonFiniteError,
+    OutputExistsError,
+    UsageError,
+)
 from exltune.exl3.codebooks import Codebook, check_bits
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
@@ -76,7 +83,7 @@ def quantize(
             try:
                 run.quantize(missing, reporter)
                 run.assemble(missing, force, reporter)
-            except ModelError:
+            except (NonFiniteError, MissingTensorError):
                 # Once the model is mended it is another one: what is done of this one is of no use.
                 run.store.remove()
                 raise
@@ -134,9 +141,16 @@ class _Run:
             reporter.stage("Quantizing") as progress,
             closing(quantize_tensors(self.engine, ids(self.tokens), todo, self.settings.codebook, progress)) as tensors,
         ):
+            rare_experts: dict[str, None] = {}
             for done in tensors:
                 rare = done.job.key.rpartition(".")[0] in done.rare_experts
+                rare_experts |= dict.fromkeys(done.rare_experts)
                 self.store.put(done.job.key, done.job.bits, done.linear, done.stats, rare=rare)
+        if rare_experts:
+            reporter.remark(
+                f"{len(rare_experts)} experts saw few calibration tokens by the model's own routing (all tokens were "
+                f"shown to them all the same): {', '.join(list(rare_experts)[:8])}{', ...' * (len(rare_experts) > 8)}"
+            )
 
     def assemble(self, widths: Sequence[float], force: bool, reporter: Reporter) -> None:
         """Write the directories of all widths from the store."""

@@ -71,7 +71,7 @@ def _uniform(inventory: Inventory, quants: Sequence[BaseQuant], tuned: MixSize) 
     sizes = SizeModel(inventory, head.codebook)
     found = smallest_strategy_at_least(sizes, tuned.size_bytes, [quant.bits for quant in quants], head.head_bits)
     groups = {group: choice_of_bits(bits) for group, bits in found.bits.items() if group != inventory.head.id}
-    plain = [quant for quant in quants if set(groups.values()) == {quant.choice}]
+    plain = [q for q in quants if set(groups.values()) == {q.choice} and q.head_bits == head.head_bits]
     name = f"uniform {found.size.bpw:.2f}"
     mix = Mix(name=name, choices=groups | {inventory.head.id: head.choice})
     return mix, found.size, str(plain[0].path) if plain else None

@@ -7,8 +7,10 @@ import time
 import pytest
 import yaml
 from command_line import contents, exltune, largest_file, run_until_killed, start, succeed
+from real_models import LLAMA, write_model
 
 from exltune.store.files import exclusive, locked
+from exltune.store.tensors import TensorStore
 
 
 @pytest.fixture
@@ -70,6 +72,24 @@ def test_quantize_goes_on_once_there_is_room(moe_model, quants, data, tmp_path):
     outcome = exltune(*arguments)
     assert "26 of 27 tensors are done" in outcome.stderr
     assert contents(out) == contents(quants)
+
+
+def test_an_interrupt_is_told_and_goes_on(data, tmp_path, monkeypatch):
+    model = write_model(tmp_path / "model", "Llama", LLAMA)
+    arguments = ("quantize", model, "--out", tmp_path / "quants", "--bits", "4", *data)
+    put, stored = TensorStore.put, []
+
+    def interrupted(*args, **kwargs):
+        stored.append(args)
+        if len(stored) == 4:
+            raise KeyboardInterrupt
+        put(*args, **kwargs)
+
+    monkeypatch.setattr(TensorStore, "put", interrupted)
+    outcome = exltune(*arguments)
+    assert (outcome.code, "goes on where it stopped" in outcome.stderr) == (130, True)
+    assert "3 of 8 tensors are done" in exltune(*arguments).stderr
+    assert names(tmp_path / "quants") == ["4bpw_H6"]
 
 
 def test_measure(moe_model, quants, measurement, data, tmp_path):

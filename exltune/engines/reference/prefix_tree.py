@@ -36,11 +36,6 @@ class PrefixTree:
         """Layer passes over the token set, all layers together."""
         return sum(len(edges) for edges in self.layers)
 
-    @property
-    def widest(self) -> int:
-        """The largest number of states alive in one layer, before or after it."""
-        return max((len(edges) for edges in self.layers), default=1)
-
 
 def layer_groups(inventory: Inventory) -> tuple[tuple[str, ...], ...]:
     """Ids of each layer's groups."""

@@ -103,11 +103,13 @@ class ScorePass:
 
         def work(batch: Batch) -> int:
             module = bench.get()
-            module.fill(weights[pair] for pair in self._pairs(layer, batch.choice))
-            self.shell.check_filled(module)
-            finished = step.run(batch, lambda hidden: module(hidden, kwargs))
-            bench.put(module)
-            return finished
+            try:
+                module.fill(weights[pair] for pair in self._pairs(layer, batch.choice))
+                self.shell.check_filled(module)
+                return step.run(batch, lambda hidden: module(hidden, kwargs))
+            finally:
+                # Also after a failure: whoever waits for a module would wait for ever.
+                bench.put(module)
 
         for finished in self.workers.map(work, step.batches(self._batch_rows(states[0]))):
             ticker.add(finished)

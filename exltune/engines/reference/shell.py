@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from exltune.engines.reference.layer import LayerModule
 from exltune.engines.reference.weights import EMBEDDING, CheckpointWeights
-from exltune.errors import MissingTensorError
+from exltune.errors import MissingTensorError, NotAModelError
 from exltune.inventory import model_shape, read_config, unquantized_tensor_names
 
 FINAL_NORM = "model.norm.weight"
@@ -100,8 +100,19 @@ class _Recorder(nn.Module):
 
 
 def _empty_model(model_dir: Path, experts: int) -> Any:
-    config = AutoConfig.from_pretrained(model_dir)
     settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    try:
+        config = AutoConfig.from_pretrained(model_dir)
+        return _from_config(config, settings, experts)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotAModelError(
+            f"transformers cannot build a model from it ({type(error).__name__}: {error})",
+            where=str(model_dir / "config.json"),
+            fix="Compare it with the config.json of the original model",
+        ) from error
+
+
+def _from_config(config: Any, settings: dict[str, Any], experts: int) -> Any:
     if experts:
         # Each class reads its own one of n_routed_experts, num_experts and num_local_experts; this name reaches all.
         config.num_local_experts = experts
