@@ -15,6 +15,7 @@ from tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
 from exltune.engines import LayerCapture, open_engine
 from exltune.engines.reference.engine import ReferenceEngine
 from exltune.engines.reference.scoring import Limits
+from exltune.engines.reference.shell import ModelShell
 from exltune.errors import DataError, MissingTensorError, NonFiniteError, QuantMismatchError, UsageError
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.score import Score
@@ -266,3 +267,17 @@ def test_engines_are_opened_by_name(tiny_moe: TinyModel) -> None:
 def test_tokens_must_be_rows(tiny_moe: TinyModel) -> None:
     with pytest.raises(DataError, match="cannot be scored"):
         ReferenceEngine(tiny_moe.path, {}).score([], torch.zeros(3, 1, dtype=torch.int64))
+
+
+def test_failures_of_all_batches_end_the_call(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch fails: the call raises instead of waiting for modules that never come back."""
+
+    def fail(*_args: object) -> None:
+        raise NonFiniteError("planted")
+
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, threads=2)
+    monkeypatch.setattr(ModelShell, "check_filled", fail)
+    ids = (*(group.id for group in engine.inventory.groups), engine.inventory.head.id)
+    mixes = [Mix(name=choice, choices=dict.fromkeys(ids, choice)) for choice in ("2", "3")]
+    with pytest.raises(NonFiniteError, match="planted"):
+        engine.score(mixes, torch.zeros(64, 16, dtype=torch.long))
