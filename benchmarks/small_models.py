@@ -101,14 +101,14 @@ def qwen3() -> SmallModel:
     """Dense, grouped-query attention: two query heads share a key/value head."""
     config = Qwen3Config(
         **_COMMON,
-        hidden_size=256,
-        num_hidden_layers=4,
+        hidden_size=128,
+        num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
         intermediate_size=512,
     )
-    return SmallModel("qwen3", config, steps=1500)
+    return SmallModel("qwen3", config, steps=2000)
 
 
 SMALL_MODELS = {"glm4moe": glm4moe, "qwen3moe": qwen3moe, "qwen3": qwen3}
