@@ -390,3 +390,14 @@ def test_directories_that_may_not_be_written(moe_model, data, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     arguments = ("quantize", moe_model, "--out", tmp_path / "locked" / "q", "--bits", "4", *data)
     fail(15, "locked", "ermission", here=tmp_path, arguments=arguments)
+
+
+def test_base_quants_of_a_fine_tune_are_no_source_for_the_recipe(measurement, copies, tmp_path):
+    """Shapes, bytes and norms are alike: what was noted beside the quants and in the recipe decides."""
+    recipe = tmp_path / "recipe.yaml"
+    succeed("optimize", measurement, "--target-bpw", "3.3", "--out", recipe)
+    for note in copies.glob("*/exltune.json"):
+        content = json.loads(note.read_text())
+        change_json(note, provenance=content["provenance"] | {"model_sha256": "0" * 64})
+    arguments = ("build", recipe, "--quants", copies, "--out", tmp_path / "mix")
+    fail(6, "another model", str(recipe), here=tmp_path, arguments=arguments)
