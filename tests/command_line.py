@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from typer.testing import CliRunner
 
 from exltune.cli import repeat_data_option
@@ -80,6 +81,22 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
+def fail(code: int, *words: str, here: Path, arguments: tuple[object, ...]) -> Outcome:
+    """A command that must fail with this exit code and one message with these words, and leave `here` as it is."""
+    before = contents(here)
+    outcome = exltune(*arguments, "--json")
+    assert outcome.code == code, outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+    error = outcome.json["error"]
+    assert error["exit_code"] == code
+    assert f"error: {error['message']}" == lines[0]
+    assert contents(here) == before
+    return outcome
+
+
 @contextmanager
 def largest_file(size_bytes: int) -> Iterator[None]:
     """No file may grow beyond this: the system refuses as it does on a full disk."""
@@ -89,3 +106,12 @@ def largest_file(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_recipe(folder: Path, model: Path, bits: float, **changes: Any) -> Path:
+    """A recipe of one bit width for all linears, with changes to its keys and to single tensors."""
+    keys = [key for group in succeed("inspect", model)["groups"][:-1] for key in group["tensors"]]
+    tensors = dict.fromkeys(keys, bits) | changes.get("tensors", {})
+    content = {"target_bpw": 3.5, "head_bits": 6} | changes | {"tensors": tensors}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return folder / "recipe.yaml"

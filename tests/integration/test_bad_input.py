@@ -8,28 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from command_line import Outcome, contents, exltune, largest_file, succeed
+from command_line import exltune, fail, largest_file, succeed, write_recipe
 from real_models import GLM4_MOE, LLAMA, write_model, write_text
 from safetensors.torch import load_file, save_file
 
 SHORT = ("--rows", "16", "--row-length", "32")
-
-
-def fail(code: int, *words: str, here: Path, arguments: tuple[object, ...]) -> Outcome:
-    """A command that must fail with this exit code and one message with these words, and leave `here` as it is."""
-    before = contents(here)
-    outcome = exltune(*arguments, "--json")
-    assert outcome.code == code, outcome.stderr
-    lines = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, outcome.stderr
-    assert "Traceback" not in outcome.stderr
-    assert all(word in lines[0] for word in words), lines[0]
-    error = outcome.json["error"]
-    assert error["exit_code"] == code
-    assert f"error: {error['message']}" == lines[0]
-    assert contents(here) == before
-    return outcome
 
 
 @pytest.fixture
@@ -235,49 +218,6 @@ def test_quants_made_otherwise_are_kept(moe_model, copies, data, tmp_path):
     fail(8, "2bpw_H6", here=tmp_path, arguments=(*quantize, *data, "--codebook", "mcg"))
     (copies / "2bpw_H6" / "exltune.json").unlink()
     fail(8, "2bpw_H6", here=tmp_path, arguments=(*quantize, *data))
-
-
-def write_recipe(folder, model, bits, name="recipe.yaml", **changes):
-    keys = [key for group in succeed("inspect", model)["groups"][:-1] for key in group["tensors"]]
-    tensors = dict.fromkeys(keys, bits) | changes.get("tensors", {})
-    content = {"target_bpw": 3.5, "head_bits": 6} | changes | {"tensors": tensors}
-    (folder / name).write_text(yaml.safe_dump(content))
-    return folder / name
-
-
-EXPERT = "model.layers.1.mlp.experts.1.up_proj"
-RECIPES = {
-    "unknown key": ({"tenors": {}}, 5, ("tenors",)),
-    "unknown linear": ({"tensors": {"model.layers.7.mlp.up_proj": 3}}, 5, ("model.layers.7.mlp.up_proj",)),
-    "unequal experts": ({"tensors": {EXPERT: 4}}, 5, ("1.experts.gate_up", "3 and 4")),
-    "bits without a quant": ({"tensors": {"model.layers.0.mlp.up_proj": 5}}, 5, ("5 bits", "2, 3, 4")),
-    "unquantized without a model": ({"tensors": {"model.layers.0.mlp.up_proj": 16}}, 5, ("16", "--model")),
-    "no number": ({"tensors": {"model.layers.0.mlp.up_proj": "three"}}, 5, ("model.layers.0.mlp.up_proj",)),
-    "head without a quant": ({"head_bits": 8}, 6, ("8 bits", "only 6")),
-}
-
-
-@pytest.mark.parametrize("case", RECIPES)
-def test_recipes_that_cannot_be_built(moe_model, quants, tmp_path, case):
-    changes, code, words = RECIPES[case]
-    recipe = write_recipe(tmp_path, moe_model, 3, **changes)
-    arguments = ("build", recipe, "--quants", quants, "--out", tmp_path / "new" / "mix")
-    fail(code, *words, here=tmp_path, arguments=arguments)
-
-
-@pytest.mark.parametrize("text", ["tensors: [", "", "just words", "- 1\n- 2", "tensors: 3", "target_bpw: 3"])
-def test_files_that_are_no_recipe(quants, tmp_path, text):
-    (tmp_path / "r.yaml").write_text(text)
-    arguments = ("build", tmp_path / "r.yaml", "--quants", quants, "--out", tmp_path / "mix")
-    fail(5, "r.yaml", here=tmp_path, arguments=arguments)
-
-
-def test_a_recipe_without_some_linears(moe_model, quants, tmp_path):
-    content = yaml.safe_load(write_recipe(tmp_path, moe_model, 3).read_text())
-    del content["tensors"][EXPERT]
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
-    arguments = ("build", tmp_path / "r.yaml", "--quants", quants, "--out", tmp_path / "mix")
-    fail(5, EXPERT, "no bits", here=tmp_path, arguments=arguments)
 
 
 def test_quants_of_another_model(moe_model, quants, copies, measurement, data, tmp_path):
