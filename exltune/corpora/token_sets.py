@@ -129,7 +129,8 @@ class _Dealer:
         raise DataError(
             f"the texts hold {tokens} tokens, which give {got} of the {needed} rows of {length} tokens needed "
             f"({self._rejected.total()} rows were rejected because other sets hold the same text)",
-            fix=f"Give more text ({needed * length} tokens at the least, rows use up whole documents) or ask for less",
+            fix=f"Give more text ({needed * length} tokens at the least, rows use up whole documents), or ask for less "
+            "with --rows or --row-length",
         )
 
     def token_set(self, split: Split) -> TokenSet:
