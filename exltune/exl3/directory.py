@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from exltune.errors import CorruptFileError, MissingTensorError, QuantMismatchError
+from exltune.errors import MissingTensorError, QuantMismatchError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.linear import QuantizedLinear
-from exltune.exl3.tensors import TensorFiles
+from exltune.exl3.tensors import TensorFiles, read_json
 
 _TRELLIS = ".trellis"
 
@@ -73,14 +72,3 @@ class QuantDir:
         bias: torch.Tensor | None = self.files.get(name) if name in self.files else None
         trellis, suh, svh = (self.files.get(f"{key}.{part}") for part in ("trellis", "suh", "svh"))
         return QuantizedLinear(trellis, suh, svh, self.codebook(key), bias)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises: CorruptFileError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(f"it cannot be read as JSON ({error})", where=str(path), fix="Write it again") from error
-    if not isinstance(content, dict):
-        raise CorruptFileError("it holds no JSON object", where=str(path), fix="Write it again")
-    return content

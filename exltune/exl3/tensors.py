@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -162,3 +163,15 @@ def _safetensors_in(path: Path) -> list[Path]:
 
 def _corrupt(file: Path, what: str) -> CorruptFileError:
     return CorruptFileError(f"the file is damaged: {what}", where=str(file), fix="Download or write it again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises: CorruptFileError."""
+    fix = "Download or write it again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(f"it cannot be read as JSON ({error})", where=str(path), fix=fix) from error
+    if not isinstance(content, dict):
+        raise CorruptFileError("it holds no JSON object", where=str(path), fix=fix)
+    return content

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from exltune.exl3.directory import QuantDir, read_json
-from exltune.exl3.tensors import save_tensors
+from exltune.exl3.directory import QuantDir
+from exltune.exl3.tensors import read_json, save_tensors
 
 DEFAULT_SHARD_BYTES = 8192 * 1024**2
 _CODEBOOK_MARKERS = ("mul1", "mcg")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exltune.errors import CorruptFileError, ModelError, NotAModelError, UnsupportedArchitectureError
+from exltune.errors import ModelError, NotAModelError, UnsupportedArchitectureError
+from exltune.exl3.tensors import read_json
 from exltune.inventory.architectures import Architecture, Flag, architecture
 
 #: The same number under the names that transformers has used.
@@ -49,13 +49,7 @@ def read_config(model_dir: str | Path) -> dict[str, Any]:
         raise NotAModelError("no such directory", where=str(path), fix="Give the path of a model directory")
     if not file.is_file():
         raise NotAModelError("it holds no config.json", where=str(path), fix="Give the path of a model directory")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(f"it cannot be read ({error})", where=str(file), fix="Download it again") from error
-    if not isinstance(config, dict):
-        raise CorruptFileError("it is no JSON object", where=str(file), fix="Download it again")
-    return config
+    return read_json(file)
 
 
 def model_shape(config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
