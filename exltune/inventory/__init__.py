@@ -1,6 +1,7 @@
 """Tensors, roles, groups and ties of a model, from its config.json and safetensors headers alone."""
 
 from exltune.inventory.architectures import ARCHITECTURES, Architecture, architecture
+from exltune.inventory.attention import cache_layers, context_limit
 from exltune.inventory.config import ModelShape, model_shape, read_config
 from exltune.inventory.identity import check_same_model, model_fingerprint
 from exltune.inventory.inventory import (
@@ -16,7 +17,9 @@ __all__ = [
     "Architecture",
     "ModelShape",
     "architecture",
+    "cache_layers",
     "check_same_model",
+    "context_limit",
     "groups_at_level",
     "inventory_from_config",
     "load_inventory",

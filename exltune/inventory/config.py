@@ -61,7 +61,7 @@ def model_shape(config: Mapping[str, Any], where: str = "config.json") -> ModelS
     names = config.get("architectures") or ["(none)"]
     row = architecture(str(names[0]), where)
     _check_requirements(row, config, where)
-    need = _Reader(config, where)
+    need = text_reader(config, where)
     layers, hidden = need.int("num_hidden_layers"), need.int("hidden_size")
     dense_layers = _dense_layers(row, need, layers)
     q_heads = need.int("num_attention_heads")
@@ -92,11 +92,23 @@ def model_shape(config: Mapping[str, Any], where: str = "config.json") -> ModelS
     )
 
 
-class _Reader:
+def text_reader(config: Mapping[str, Any], where: str) -> ConfigReader:
+    """The language model's part of a config: `text_config` where it is nested. Raises: NotAModelError."""
+    nested = config.get("text_config", config)
+    if not isinstance(nested, Mapping):
+        raise NotAModelError(f"text_config is {nested!r} where an object is needed", where=where)
+    return ConfigReader(nested, where)
+
+
+class ConfigReader:
     """Positive integers of a config, with one message where one is missing."""
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.config, self.where = config, where
+
+    def has(self, key: str) -> bool:
+        """Whether the config gives a value that is not null."""
+        return self.config.get(key) is not None
 
     def int(self, *keys_and_default: str | int, minimum: int = 1) -> int:
         """The first of the keys that the config has; a trailing int is the default."""
@@ -110,7 +122,7 @@ class _Reader:
         return found
 
 
-def _dense_layers(row: Architecture, need: _Reader, layers: int) -> int:
+def _dense_layers(row: Architecture, need: ConfigReader, layers: int) -> int:
     if row.dense_layers is None:
         return layers
     if isinstance(row.dense_layers, str):
