@@ -1,7 +1,7 @@
 """What exllamav3 calls in its compiled extension, in torch on a CPU; same names, arguments and in-place outputs.
 
-Sources: exllamav3_ext/{norm,rope,activation,routing,hgemm}.cu and quant/{reconstruct,hadamard,pack,quantize}.cu of
-exllamav3 1.6.5. fp16 inputs are computed in fp32 and rounded once, where the kernels round in between.
+Sources: exllamav3_ext/{norm,rope,activation,routing,hgemm}.cu, quant/{reconstruct,hadamard,pack,quantize}.cu and
+cache/q_cache.cu of exllamav3 1.6.5. fp16 inputs are computed in fp32 and rounded once, where the kernels round in between.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.standin import trellis
+from tests.standin import cache, trellis
 
 #: The int8 router projection is a kernel of its own; without it exllamav3 routes on the half gate.
 HAS_DET_GEMM = False
@@ -319,3 +319,24 @@ def routing_ds3_nogroup(
 def count_inf_nan(x: Tensor, counts: Tensor) -> None:
     """counts (2,) += how many inf and NaN."""
     counts += torch.stack([torch.isinf(x).sum(), torch.isnan(x).sum()])
+
+
+# Cache
+
+
+def quant_cache_cont(x: Tensor, out: Tensor, scales: Tensor, compand_a: float) -> None:
+    """Groups of 32 along the last dimension, fp16, to words (int32) and fp16 scales."""
+    if compand_a != 0.0:
+        raise NotImplementedError("a companded cache")
+    words, found = cache.quantize(x.reshape(-1, 32).numpy(), out.shape[-1] // scales.shape[-1])
+    out.copy_(torch.from_numpy(words.view(np.int32)).view_as(out))
+    scales.copy_(torch.from_numpy(found).view_as(scales))
+
+
+def dequant_cache_cont(words: Tensor, scales: Tensor, out: Tensor, compand_a: float) -> None:
+    """The way back."""
+    if compand_a != 0.0:
+        raise NotImplementedError("a companded cache")
+    bits = words.shape[-1] // scales.shape[-1]
+    values = cache.dequantize(words.reshape(-1, bits).numpy().view(np.uint32), scales.reshape(-1).numpy(), bits)
+    out.copy_(torch.from_numpy(values).view_as(out))
