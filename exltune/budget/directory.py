@@ -24,13 +24,13 @@ def directory_size(inventory: Inventory, quant: QuantDir) -> MixSize:
 
 def _numel(spec: LinearSpec) -> int:
     """Weights as exllamav3 counts them: padded to 128, but for router gates."""
-    if spec.role is Role.ROUTER:
+    if spec.role.fp16:
         return spec.in_features * spec.out_features
     return spec.padded_in * spec.padded_out
 
 
 def _stored_bytes(spec: LinearSpec, quant: QuantDir) -> int:
-    if spec.role is Role.ROUTER:
+    if spec.role.fp16:
         # The gate's other tensors (e_score_correction_bias) belong to the block, not to the linear.
         return quant.files.entry(f"{spec.key}.weight").nbytes
     return quant.nbytes(spec.key)
@@ -40,4 +40,4 @@ def _payload_bytes(spec: LinearSpec, quant: QuantDir) -> int:
     name = f"{spec.key}.trellis"
     if name in quant.files:
         return quant.files.entry(name).nbytes
-    return quant.files.entry(f"{spec.key}.weight").nbytes if spec.role is not Role.ROUTER else 0
+    return quant.files.entry(f"{spec.key}.weight").nbytes if not spec.role.fp16 else 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from exltune.errors import BudgetError
 from exltune.exl3.codebooks import Codebook
-from exltune.schema.inventory import Inventory, LinearSpec, Role
+from exltune.schema.inventory import Inventory, LinearSpec
 from exltune.schema.mix import MixSize
 
 _UNQUANTIZED_BITS = 16
@@ -52,7 +52,7 @@ class SizeModel:
             group.id: _sum_up((specs[key] for key in group.tensors), codebook)
             for group in (*inventory.groups, inventory.head)
         }
-        routers = [spec for spec in inventory.linears if spec.role is Role.ROUTER]
+        routers = [spec for spec in inventory.linears if spec.role.fp16]
         self._router_bytes = sum(linear_bytes(spec, _UNQUANTIZED_BITS, codebook) for spec in routers)
         groups_numel = sum(self._weights[group.id].numel for group in inventory.groups)
         self._bpw_numel = groups_numel + sum(spec.in_features * spec.out_features for spec in routers)

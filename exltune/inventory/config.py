@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from exltune.errors import ModelError, NotAModelError, UnsupportedArchitectureError
 from exltune.exl3.tensors import read_json
-from exltune.inventory.architectures import Architecture, Flag, architecture
+from exltune.inventory.architectures import Architecture, AttentionKind, Flag, architecture
+from exltune.inventory.reader import ConfigReader, text_reader
 
 #: The same number under the names that transformers has used.
 _EXPERT_COUNT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts")
@@ -17,18 +18,60 @@ _EXPERT_COUNT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts")
 #: exllamav3 cuts wider dense MLPs into slices with keys of their own (constants.py, MAX_MLP_INTERMEDIATE).
 _MAX_DENSE_INTERMEDIATE = 55296
 
+_MLP_KINDS = {"dense": True, "sparse": False}
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Widths of multi-head latent attention; q_lora_rank is None where q_proj is one matrix."""
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    nope: int
+    rope: int
+    v: int
+
+
+@dataclass(frozen=True)
+class LinearHeads:
+    """Widths of gated-delta-net attention; qkv counts the channels that pass the convolution."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def qkv(self) -> int:
+        """Channels of q, k and v together."""
+        return 2 * self.key_heads * self.key_dim + self.v
+
+    @property
+    def v(self) -> int:
+        """Channels of v, and of the output gate."""
+        return self.value_heads * self.value_dim
+
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the shapes and names of all tensors of a model follow from."""
+    """What the shapes and names of all tensors of a model follow from.
+
+    attention: the kind of every layer. window: tokens that a sliding layer sees, its own included. latent, linear:
+    None where no layer is of that kind.
+    """
 
     row: Architecture
     layers: int
     hidden: int
     vocab: int
+    attention: tuple[AttentionKind, ...]
     q_heads: int
     kv_heads: int
     head_dim: int
+    window: int | None
+    latent: Latent | None
+    linear: LinearHeads | None
     dense_intermediate: int
     dense_layers: int
     moe_intermediate: int
@@ -58,87 +101,134 @@ def model_shape(config: Mapping[str, Any], where: str = "config.json") -> ModelS
     Raises: UnsupportedArchitectureError for a class without a row or a variant that exllamav3 does not load,
     NotAModelError for a config that lacks a number.
     """
-    names = config.get("architectures") or ["(none)"]
-    row = architecture(str(names[0]), where)
-    _check_requirements(row, config, where)
-    need = text_reader(config, where)
-    layers, hidden = need.int("num_hidden_layers"), need.int("hidden_size")
+    row = architecture(_class_name(config, where), where)
+    need = _reader(row, config, where)
+    _check_requirements(row, need)
+    layers, hidden = need.number("num_hidden_layers"), need.number("hidden_size")
+    kinds = _attention_kinds(row, need, layers)
     dense_layers = _dense_layers(row, need, layers)
-    q_heads = need.int("num_attention_heads")
-    moe = need.int("moe_intermediate_size") if row.moe else 0
-    dense = need.int("intermediate_size") if dense_layers else 0
-    if dense > _MAX_DENSE_INTERMEDIATE:
-        raise UnsupportedArchitectureError(
-            f"intermediate_size {dense} is above {_MAX_DENSE_INTERMEDIATE}, where exllamav3 slices tensors", where=where
-        )
+    q_heads = need.number("num_attention_heads")
+    latent = _latent(need) if "mla" in kinds else None
+    moe = need.number(row.moe_intermediate) if row.moe else 0
     return ModelShape(
         row=row,
         layers=layers,
         hidden=hidden,
-        vocab=need.int("vocab_size"),
+        vocab=need.number("vocab_size"),
+        attention=kinds,
         q_heads=q_heads,
-        kv_heads=need.int("num_key_value_heads", q_heads),
-        head_dim=need.int("head_dim", hidden // q_heads),
-        dense_intermediate=dense,
+        kv_heads=1 if latent else need.number("num_key_value_heads", q_heads),
+        head_dim=latent.nope + latent.rope if latent else need.number("head_dim", hidden // q_heads),
+        window=need.number("sliding_window") if "sliding" in kinds else None,
+        latent=latent,
+        linear=_linear_heads(need) if "linear" in kinds else None,
+        dense_intermediate=_dense_intermediate(need) if dense_layers else 0,
         dense_layers=dense_layers,
         moe_intermediate=moe,
-        experts=need.int(*_EXPERT_COUNT_KEYS) if row.moe else 0,
-        shared_intermediate=moe * need.int(row.shared_experts, 1) if row.shared_experts else 0,
-        qk_norm=_flag(row.qk_norm, config),
-        qkv_bias=_flag(row.qkv_bias, config),
-        o_bias=_flag(row.o_bias, config),
-        mlp_bias=_flag(row.mlp_bias, config),
+        experts=need.number(*_EXPERT_COUNT_KEYS) if row.moe else 0,
+        shared_intermediate=_shared_intermediate(row, need, moe),
+        qk_norm=_flag(row.qk_norm, need),
+        qkv_bias=_flag(row.qkv_bias, need),
+        o_bias=_flag(row.o_bias, need),
+        mlp_bias=_flag(row.mlp_bias, need),
+        # exllamav3 reads this one beside text_config, not in it.
         tied=bool(config.get("tie_word_embeddings", False)),
     )
 
 
-def text_reader(config: Mapping[str, Any], where: str) -> ConfigReader:
-    """The language model's part of a config: `text_config` where it is nested. Raises: NotAModelError."""
-    nested = config.get("text_config", config)
-    if not isinstance(nested, Mapping):
-        raise NotAModelError(f"text_config is {nested!r} where an object is needed", where=where)
-    return ConfigReader(nested, where)
+def _class_name(config: Mapping[str, Any], where: str) -> str:
+    names = config.get("architectures") or ["(none)"]
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise NotAModelError(f"architectures is {names!r} where a list of names is needed", where=where)
+    return names[0]
 
 
-class ConfigReader:
-    """Positive integers of a config, with one message where one is missing."""
+def _reader(row: Architecture, config: Mapping[str, Any], where: str) -> ConfigReader:
+    if not row.text_config:
+        return ConfigReader(config, where)
+    if config.get("text_config") is None:
+        raise NotAModelError(f"text_config is missing, which {row.name} keeps its numbers in", where=where)
+    nested = text_reader(config, where).config
+    # As in exllamav3, the vocabulary may stand at either place.
+    return ConfigReader({"vocab_size": config.get("vocab_size"), **nested}, where)
 
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self.config, self.where = config, where
 
-    def has(self, key: str) -> bool:
-        """Whether the config gives a value that is not null."""
-        return self.config.get(key) is not None
+def _attention_kinds(row: Architecture, need: ConfigReader, layers: int) -> tuple[AttentionKind, ...]:
+    if row.layer_types is not None and (row.interval is None or need.has("layer_types")):
+        return tuple(
+            cast(AttentionKind, row.layer_types[name]) for name in need.names("layer_types", layers, row.layer_types)
+        )
+    if row.interval is not None:
+        every = need.number(row.interval, 4)
+        return tuple("linear" if (layer + 1) % every else "full" for layer in range(layers))
+    return (row.attention,) * layers
 
-    def int(self, *keys_and_default: str | int, minimum: int = 1) -> int:
-        """The first of the keys that the config has; a trailing int is the default."""
-        keys = [key for key in keys_and_default if isinstance(key, str)]
-        found = next((self.config[key] for key in keys if self.config.get(key) is not None), None)
-        if found is None and isinstance(keys_and_default[-1], int):
-            found = keys_and_default[-1]
-        if isinstance(found, bool) or not isinstance(found, int) or found < minimum:
-            names = " / ".join(keys)
-            raise NotAModelError(f"{names} is {found!r} where a number is needed", where=self.where)
-        return found
+
+def _latent(need: ConfigReader) -> Latent:
+    return Latent(
+        q_lora_rank=need.number("q_lora_rank") if need.has("q_lora_rank") else None,
+        kv_lora_rank=need.number("kv_lora_rank"),
+        nope=need.number("qk_nope_head_dim"),
+        rope=need.number("qk_rope_head_dim"),
+        v=need.number("v_head_dim"),
+    )
+
+
+def _linear_heads(need: ConfigReader) -> LinearHeads:
+    return LinearHeads(
+        key_heads=need.number("linear_num_key_heads", 16),
+        value_heads=need.number("linear_num_value_heads", 32),
+        key_dim=need.number("linear_key_head_dim", 128),
+        value_dim=need.number("linear_value_head_dim", 128),
+        kernel=need.number("linear_conv_kernel_dim", 4),
+    )
 
 
 def _dense_layers(row: Architecture, need: ConfigReader, layers: int) -> int:
     if row.dense_layers is None:
         return layers
-    if isinstance(row.dense_layers, str):
-        return min(layers, need.int(row.dense_layers, minimum=0))
-    return row.dense_layers
+    if isinstance(row.dense_layers, int):
+        return row.dense_layers
+    if need.has("mlp_layer_types"):
+        return _leading_dense(row, need, layers)
+    return min(layers, need.number(row.dense_layers, minimum=0))
 
 
-def _flag(flag: Flag, config: Mapping[str, Any]) -> bool:
-    return bool(config.get(flag, False)) if isinstance(flag, str) else flag
+def _leading_dense(row: Architecture, need: ConfigReader, layers: int) -> int:
+    dense = [_MLP_KINDS[name] for name in need.names("mlp_layer_types", layers, _MLP_KINDS)]
+    if sorted(dense, reverse=True) != dense:
+        raise UnsupportedArchitectureError(
+            f"mlp_layer_types has dense layers behind sparse ones, which exltune does not know of {row.name}",
+            where=need.where,
+        )
+    return sum(dense)
 
 
-def _check_requirements(row: Architecture, config: Mapping[str, Any], where: str) -> None:
+def _dense_intermediate(need: ConfigReader) -> int:
+    dense = need.number("intermediate_size")
+    if dense > _MAX_DENSE_INTERMEDIATE:
+        raise UnsupportedArchitectureError(
+            f"intermediate_size {dense} is above {_MAX_DENSE_INTERMEDIATE}, where exllamav3 slices tensors",
+            where=need.where,
+        )
+    return dense
+
+
+def _shared_intermediate(row: Architecture, need: ConfigReader, moe: int) -> int:
+    if row.shared_size is not None:
+        return need.number(row.shared_size, 512)
+    return moe * need.number(row.shared_experts, 1, minimum=0) if row.shared_experts else 0
+
+
+def _flag(flag: Flag, need: ConfigReader) -> bool:
+    return bool(need.config.get(flag, False)) if isinstance(flag, str) else flag
+
+
+def _check_requirements(row: Architecture, need: ConfigReader) -> None:
     for key, expected in row.requires.items():
-        found = config.get(key)
+        found = need.config.get(key)
         if found is not None and found != expected:
-            raise _unsupported(row, key, found, expected, where)
+            raise _unsupported(row, key, found, expected, need.where)
 
 
 def _unsupported(row: Architecture, key: str, found: object, expected: object, where: str) -> ModelError:

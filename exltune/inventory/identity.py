@@ -18,7 +18,7 @@ from exltune.errors import (
 )
 from exltune.exl3.tensors import TensorFiles
 from exltune.inventory.config import model_shape, read_config
-from exltune.inventory.inventory import inventory_from_config, verify_headers
+from exltune.inventory.inventory import check_runnable, inventory_from_config, verify_headers
 from exltune.inventory.layout import unquantized_shapes
 
 _MEND = "Download the model again"
@@ -66,7 +66,9 @@ def check_same_model(model_dir: str | Path, quant_dir: str | Path) -> None:
     _check_configs(model, quant)
     model_files, quant_files = TensorFiles(model), TensorFiles(quant)
     config = read_config(model)
-    plain = unquantized_shapes(model_shape(config, str(model)))
+    shape = model_shape(config, str(model))
+    check_runnable(shape, str(model))
+    plain = unquantized_shapes(shape)
     try:
         verify_headers(inventory_from_config(config), plain, quant_files)
     except (MissingTensorError, CorruptFileError, UnsupportedArchitectureError) as error:

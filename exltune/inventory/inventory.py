@@ -8,8 +8,9 @@ from typing import Any
 
 from exltune.errors import CorruptFileError, MissingTensorError, NotAModelError, UnsupportedArchitectureError
 from exltune.exl3.tensors import TensorFiles
+from exltune.inventory.architectures import ARCHITECTURES
 from exltune.inventory.config import ModelShape, model_shape, read_config
-from exltune.inventory.layout import EMBEDDING, HEAD_KEY, linears, parameters, unquantized_shapes
+from exltune.inventory.layout import HEAD_KEY, linears, parameters, unquantized_shapes
 from exltune.schema.inventory import Group, Inventory, LinearSpec, Part, Role
 
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
@@ -23,13 +24,14 @@ def inventory_from_config(config: Mapping[str, Any], where: str = "config.json")
     return _inventory(model_shape(config, where))
 
 
-def load_inventory(model_dir: str | Path) -> Inventory:
+def load_inventory(model_dir: str | Path, *, planning: bool = False) -> Inventory:
     """The inventory of a model directory or an EXL3 directory, checked against its safetensors headers.
 
+    planning: also of a class that exltune only plans; an EXL3 directory, as its model may be stored in other ways.
     Raises: NotAModelError, UnsupportedArchitectureError naming the supported classes, MissingTensorError naming
     the tensor, CorruptFileError for damaged files and for shapes that are not the config's.
     """
-    return _load(Path(model_dir))[0]
+    return _load(Path(model_dir), planning)[0]
 
 
 def load_unquantized(model_dir: str | Path) -> Inventory:
@@ -42,8 +44,20 @@ def load_unquantized(model_dir: str | Path) -> Inventory:
     return inventory
 
 
-def _load(path: Path) -> tuple[Inventory, TensorFiles]:
+def check_runnable(shape: ModelShape, where: str) -> None:
+    """Check that the class can be quantized and scored. Raises: UnsupportedArchitectureError."""
+    if shape.row.planning_only:
+        raise UnsupportedArchitectureError(
+            f"exltune plans {shape.row.name} from its config.json, but cannot quantize, score or build it",
+            where=where,
+            fix=f"These can: {', '.join(row.name for row in ARCHITECTURES.values() if not row.planning_only)}",
+        )
+
+
+def _load(path: Path, planning: bool = False) -> tuple[Inventory, TensorFiles]:
     shape = model_shape(read_config(path), str(path / "config.json"))
+    if not planning:
+        check_runnable(shape, str(path))
     files = TensorFiles(path)
     inventory = _inventory(shape, tied=shape.tied and f"{HEAD_KEY}.weight" not in files)
     verify_headers(inventory, unquantized_shapes(shape), files)
@@ -60,9 +74,9 @@ def verify_headers(inventory: Inventory, plain: Mapping[str, tuple[int, ...]], f
     for name, dims in plain.items():
         _expect(files, name, dims)
     for spec in inventory.linears:
-        if spec.role is Role.HEAD and inventory.tied_head and f"{HEAD_KEY}.trellis" not in files:
-            _expect(files, EMBEDDING, (spec.out_features, spec.in_features))
-        elif spec.role is not Role.ROUTER:
+        # A tied head is the embedding, which is among the plain tensors.
+        tied = spec.role is Role.HEAD and inventory.tied_head and f"{HEAD_KEY}.trellis" not in files
+        if not spec.role.fp16 and not tied:
             _expect_linear(files, spec)
 
 
@@ -87,7 +101,7 @@ def groups_at_level(inventory: Inventory, level: int) -> tuple[Part, ...]:
 
 def _inventory(shape: ModelShape, tied: bool | None = None) -> Inventory:
     specs = tuple(linears(shape))
-    *groups, head = _groups(spec for spec in specs if spec.role is not Role.ROUTER)
+    *groups, head = _groups(spec for spec in specs if not spec.role.fp16)
     return Inventory(
         architecture=shape.row.name,
         layers=shape.layers,

@@ -8,11 +8,21 @@ from exltune.schema.base import Record
 
 
 class Role(StrEnum):
-    """What a group of linears does; the ties of exllamav3's kernels are part of the role."""
+    """What a group of linears does; the ties of exllamav3's kernels are part of the role.
+
+    q_a, q_b, kv_a: latent attention's projections. qkv, z, out: linear attention's inputs, its output gate and its
+    output. router, gate: fp16 in every quant and in no group; a gate weighs a shared expert, or linear attention.
+    """
 
     ATTN_Q = "attn.q"
     ATTN_KV = "attn.kv"
     ATTN_O = "attn.o"
+    ATTN_Q_A = "attn.q_a"
+    ATTN_Q_B = "attn.q_b"
+    ATTN_KV_A = "attn.kv_a"
+    ATTN_QKV = "attn.qkv"
+    ATTN_Z = "attn.z"
+    ATTN_OUT = "attn.out"
     MLP_GATE_UP = "mlp.gate_up"
     MLP_DOWN = "mlp.down"
     SHARED_GATE_UP = "shared.gate_up"
@@ -20,12 +30,18 @@ class Role(StrEnum):
     EXPERTS_GATE_UP = "experts.gate_up"
     EXPERTS_DOWN = "experts.down"
     ROUTER = "router"
+    GATE = "gate"
     HEAD = "head"
 
     @property
     def part(self) -> str:
-        """The coarser l2 part of a layer: attn, mlp, shared, experts; router and head are their own."""
+        """The coarser l2 part of a layer: attn, mlp, shared, experts; router, gate and head are their own."""
         return self.value.split(".", maxsplit=1)[0]
+
+    @property
+    def fp16(self) -> bool:
+        """Whether exllamav3 never quantizes it."""
+        return self in (Role.ROUTER, Role.GATE)
 
 
 class LinearSpec(Record):
@@ -72,8 +88,8 @@ class Part(Record):
 class Inventory(Record):
     """The linears and groups of a model, from its config.json and safetensors headers alone.
 
-    `linears` holds every linear in forward order: those in groups, the fp16 router gates
-    (role ROUTER, in no group) and the head. `groups` are the l3 groups in forward order, without the head;
+    `linears` holds every linear in forward order: those in groups, the fp16 ones
+    (roles ROUTER and GATE, in no group) and the head. `groups` are the l3 groups in forward order, without the head;
     `head` is the head's own group. `parameters` counts all tensors of the checkpoint that the model uses.
     """
 

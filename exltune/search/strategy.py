@@ -1,14 +1,14 @@
 """exllamav3's own bit strategy, restated for a CPU, and its smallest quant of at least a given size.
 
 Source: exllamav3 1.6.5, conversion/allocation.py (create_q_strategy, rate_floor, rate_next), with the qgroups and
-priorities of modules/{attn,mlp,block_sparse_mlp}.py. Tests hold it equal to the original.
+priorities of modules/{attn,mla_attn,gated_delta_net,mlp,block_sparse_mlp}.py. Tests hold it equal to the original.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -26,7 +26,13 @@ _HALF_RATES: tuple[float, ...] = tuple(sorted((*_WHOLE_RATES, *HALF_BITS)))
 _BUNDLES = {
     Role.ATTN_Q: "qkv",
     Role.ATTN_KV: "qkv",
+    Role.ATTN_QKV: "qkvz",
+    Role.ATTN_Z: "qkvz",
+    Role.ATTN_Q_A: "q_a",
+    Role.ATTN_Q_B: "q_b",
+    Role.ATTN_KV_A: "kv_a",
     Role.ATTN_O: "o",
+    Role.ATTN_OUT: "o",
     Role.MLP_GATE_UP: "gu",
     Role.MLP_DOWN: "d",
     Role.SHARED_GATE_UP: "shared.gu",
@@ -35,9 +41,11 @@ _BUNDLES = {
     Role.EXPERTS_DOWN: "block_gud",
 }
 #: Order of a layer's bundles in exllamav3's module tree, where routed experts come before shared ones.
-_WITHIN_LAYER = ("qkv", "o", "gu", "d", "block_gud", "shared.gu", "shared.d")
-#: q_priority of attention, to which its hq bits are added; gated MLPs and experts have none.
+_WITHIN_LAYER = ("qkv", "qkvz", "q_a", "q_b", "kv_a", "o", "gu", "d", "block_gud", "shared.gu", "shared.d")
+#: q_priority of attention, to which its hq bits are added; linear attention has less, gated MLPs and experts none.
 _ATTENTION_PRIORITY = 2
+_LINEAR_PRIORITY = 1
+_LINEAR_ROLES = (Role.ATTN_QKV, Role.ATTN_Z, Role.ATTN_OUT)
 
 #: Budgets nearer to each other than this are not told apart by the scan (in bpw).
 _SCAN_STEP_BPW = 2e-4
@@ -184,8 +192,12 @@ def _promotion_order(inventory: Inventory) -> list[_Bundle]:
 
     def order(item: tuple[tuple[int, str], list[Group]]) -> tuple[int, int, int, int]:
         (layer, bundle), groups = item
-        priority = _ATTENTION_PRIORITY + hq_bits.get("attn", 0) if groups[0].role.part == "attn" else 0
-        return -priority, min(layer, inventory.layers - 1 - layer), layer, _WITHIN_LAYER.index(bundle)
+        return (
+            -_priority(groups[0].role, hq_bits),
+            min(layer, inventory.layers - 1 - layer),
+            layer,
+            _WITHIN_LAYER.index(bundle),
+        )
 
     return [
         _Bundle(
@@ -195,6 +207,12 @@ def _promotion_order(inventory: Inventory) -> list[_Bundle]:
         )
         for _, groups in sorted(members.items(), key=order)
     ]
+
+
+def _priority(role: Role, hq_bits: Mapping[str, int]) -> int:
+    if role.part != "attn":
+        return 0
+    return hq_bits.get("attn", 0) + (_LINEAR_PRIORITY if role in _LINEAR_ROLES else _ATTENTION_PRIORITY)
 
 
 def _floor(rates: Sequence[float], bpw: float) -> float:
