@@ -11,6 +11,7 @@ from exltune.inventory.inventory import (
     load_unquantized,
     unquantized_tensor_names,
 )
+from exltune.inventory.layout import unquantized_shapes
 
 __all__ = [
     "ARCHITECTURES",
@@ -27,5 +28,6 @@ __all__ = [
     "model_fingerprint",
     "model_shape",
     "read_config",
+    "unquantized_shapes",
     "unquantized_tensor_names",
 ]

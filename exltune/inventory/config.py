@@ -149,8 +149,9 @@ def _reader(row: Architecture, config: Mapping[str, Any], where: str) -> ConfigR
     if config.get("text_config") is None:
         raise NotAModelError(f"text_config is missing, which {row.name} keeps its numbers in", where=where)
     nested = text_reader(config, where).config
-    # As in exllamav3, the vocabulary may stand at either place.
-    return ConfigReader({"vocab_size": config.get("vocab_size"), **nested}, where)
+    if config.get("vocab_size") is None:
+        return ConfigReader(nested, where)
+    return ConfigReader({**nested, "vocab_size": config["vocab_size"]}, where)  # exllamav3 looks there first.
 
 
 def _attention_kinds(row: Architecture, need: ConfigReader, layers: int) -> tuple[AttentionKind, ...]:
