@@ -77,9 +77,9 @@ class Engine(Protocol):
     def score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None) -> list[Score]:
         """Score every mix against the reference model on tokens (rows, T), in the order given.
 
-        progress counts layer forwards. Raises: UsageError for a mix that leaves a group without a choice or names
-        an unknown one, DataError for ids outside the vocabulary, MissingTensorError, NonFiniteError naming the
-        tensor or the mix, QuantMismatchError for a quant of other shapes.
+        progress counts layer forwards. Raises: UsageError for a mix that leaves a group without a choice, names an
+        unknown one, or asks for bits that the cache has not, DataError for ids outside the vocabulary,
+        MissingTensorError, NonFiniteError naming the tensor or the mix, QuantMismatchError for a quant of other shapes.
         """
         ...
 

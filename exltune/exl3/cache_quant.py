@@ -17,11 +17,11 @@ _ROOT = GROUP**-0.5
 def fake_quantize_cache(x: Tensor, bits: int) -> Tensor:
     """Quantize and dequantize the groups of 32 along the last dimension: (..., n * 32) float32 -> the same shape.
 
-    The input is rounded to fp16, which is what the kernel reads, and so is the result. A group is rotated by H32 / sqrt(32)
-    and divided by its largest magnitude; the grid is that of midpoints, (2q + 1) / 2^bits - 1, so it has no zero. Values are
-    divided by the scale in fp32, and multiplied by the scale in fp16. All sums are taken in the kernel's order: the result
-    is the kernel's bit for bit where division is IEEE's (--use_fast_math takes a reciprocal that may be an ulp off, and
-    then a value between two steps may fall to the other side).
+    The input is rounded to fp16, which is what the kernel reads, and so is the result. A group is rotated by
+    H32 / sqrt(32) and divided by its largest magnitude; the grid is that of midpoints, (2q + 1) / 2^bits - 1, so it has
+    no zero. Values are divided by the scale in fp32, and multiplied by the scale in fp16. All sums are taken in the
+    kernel's order: the result is the kernel's bit for bit where division is IEEE's (--use_fast_math takes a reciprocal
+    that may be an ulp off, and then a value on the border of two cells may fall to the other side).
     Source: exllamav3 1.6.5, exllamav3_ext/cache/q_cache_kernels.cuh quant_block_x4 and dequant_block_x4, compand_a 0.
     """
     half_steps = float(1 << (bits - 1))

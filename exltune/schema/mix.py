@@ -1,4 +1,4 @@
-"""A mix: which bit width every group of tensors takes."""
+"""A mix: which bit width every group of tensors takes, and which ones the KV cache has."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ Choice = str
 #: The unquantized weights of the model itself.
 REFERENCE: Choice = "16"
 
+#: Keys of a mix beside its groups: bits of the keys and of the values that all attention layers keep in the cache.
+CACHE_K = "cache.k"
+CACHE_V = "cache.v"
+
+#: What CACHE_K and CACHE_V may be; REFERENCE is the unquantized cache and the same as no key at all.
+CACHE_CHOICES: tuple[Choice, ...] = ("2", "3", "4", "5", "6", "7", "8", REFERENCE)
+
+#: Choices of CACHE_K and CACHE_V.
+CacheChoice = tuple[Choice, Choice]
+
 
 def choice_of_bits(bits: float) -> Choice:
     """Name of the base quant at a bit width: 3.0 -> "3", 2.5 -> "2.5"."""
@@ -18,10 +28,18 @@ def choice_of_bits(bits: float) -> Choice:
 
 
 class Mix(Record):
-    """The choice of every l3 group and of the head; `name` is for people and need not be unique."""
+    """The choice of every l3 group and of the head; `name` is for people and need not be unique.
+
+    choices may also hold CACHE_K and CACHE_V (one, both or neither), each one of CACHE_CHOICES.
+    """
 
     name: str
     choices: dict[str, Choice]
+
+    @property
+    def cache(self) -> CacheChoice:
+        """The cache's k and v; REFERENCE where the mix does not say."""
+        return self.choices.get(CACHE_K, REFERENCE), self.choices.get(CACHE_V, REFERENCE)
 
 
 class MixSize(Record):

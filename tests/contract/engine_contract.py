@@ -14,7 +14,7 @@ from torch import Tensor
 
 from exltune.engines import Engine
 from exltune.errors import DataError, UsageError
-from exltune.schema.mix import REFERENCE, Mix
+from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix
 from exltune.schema.score import Score
 
 Open = Callable[[TinyModel], Engine]
@@ -33,6 +33,12 @@ def random_mixes(model: TinyModel, count: int, seed: int = 0) -> list[Mix]:
     return [Mix(name=f"random {n}", choices={id_: draw.choice(["2", "3", "16"]) for id_ in ids}) for n in range(count)]
 
 
+def cached(mix: Mix, k: str | None = None, v: str | None = None) -> Mix:
+    """A mix with bits for the cache's keys and values; None names none."""
+    bits = {key: choice for key, choice in ((CACHE_K, k), (CACHE_V, v)) if choice is not None}
+    return Mix(name=f"{mix.name}, cache {k},{v}", choices=mix.choices | bits)
+
+
 def per_token(score: Score, field: str) -> Tensor:
     """A field of a score per position, (rows,) or (5, rows)."""
     return torch.tensor(getattr(score, field), dtype=torch.float64) / score.positions
@@ -42,6 +48,8 @@ class EngineContract:
     """Inherit and give `open_engine`; `tolerance` is absolute, per token, in nats."""
 
     tolerance = 1e-6
+    #: The same for rows where a rounding error moved a key or a value of the cache by a step.
+    cache_tolerance = 1e-3
 
     @pytest.fixture
     def open_engine(self) -> Open:
@@ -58,6 +66,12 @@ class EngineContract:
         for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
             torch.testing.assert_close(per_token(found, field), per_token(expected, field), rtol=0, atol=self.tolerance)
         assert found.top_k == expected.top_k
+
+    def close_but_for_steps(self, found: Tensor, expected: Tensor) -> None:
+        """Two fields per token (rows,) agree, in most rows as if nothing had been rounded."""
+        error = (found - expected).abs()
+        assert error.median() < self.tolerance
+        assert error.max() < self.cache_tolerance
 
     def test_scores_are_those_of_whole_models(
         self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
@@ -128,6 +142,56 @@ class EngineContract:
     def test_ids_must_be_in_the_vocabulary(self, tiny_moe: TinyModel, open_engine: Open) -> None:
         with pytest.raises(DataError, match="vocabulary has 256"):
             open_engine(tiny_moe).score([uniform(tiny_moe, "2")], torch.tensor([[1, VOCAB]]))
+
+    @pytest.mark.parametrize(("k", "v"), [("5", "4"), ("2", None), (None, "3")])
+    def test_a_quantized_cache_scores_as_a_whole_model_with_one(
+        self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path, k: str | None, v: str | None
+    ) -> None:
+        mix = uniform(tiny_model, "3")
+        (score,) = open_engine(tiny_model).score([cached(mix, k, v)], tokens)
+        reference = logits(whole_model(tiny_model, uniform(tiny_model, REFERENCE), tmp_path / "ref"), tokens)
+        bits = [None if choice is None else int(choice) for choice in (k, v)]
+        whole = logits(whole_model(tiny_model, mix, tmp_path / "mix"), tokens, *bits)
+        expected = row_sums(reference, whole, tokens)
+        for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
+            self.close_but_for_steps(per_token(score, field), expected[field] / score.positions)
+
+    def test_an_unquantized_cache_is_the_same_as_none(
+        self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor
+    ) -> None:
+        engine, mix = open_engine(tiny_moe), uniform(tiny_moe, "2")
+        plain, *others = engine.score([mix, cached(mix, k="16"), cached(mix, "16", "16")], tokens)
+        assert engine.stats.distinct_mixes == 1
+        assert all(other.kl_ref_mix == plain.kl_ref_mix for other in others)
+
+    def test_fewer_bits_in_the_cache_are_worse(self, tiny_model: TinyModel, open_engine: Open) -> None:
+        tokens = torch.randint(0, VOCAB, (48, 20), generator=torch.Generator().manual_seed(1))
+        mix = uniform(tiny_model, REFERENCE)
+        mixes = [cached(mix, *pair) for bits in "8765432" for pair in ((bits, None), (None, bits), (bits, bits))]
+        sums = [sum(score.kl_ref_mix) for score in open_engine(tiny_model).score(mixes, tokens)]
+        for part in (sums[::3], sums[1::3], sums[2::3]):
+            assert part[0] > 0
+            assert part == sorted(part)
+        assert max(sum(sums[::3]), sum(sums[1::3])) < sum(sums[2::3])
+        assert set(sums[::3]).isdisjoint(sums[1::3])
+
+    def test_mixes_with_caches_together_and_alone(self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor) -> None:
+        engine = open_engine(tiny_moe)
+        plain = random_mixes(tiny_moe, 2)
+        mixes = [*plain, *(cached(mix, k, v) for mix in plain for k, v in (("4", "3"), ("3", "4"), ("16", "4")))]
+        for mix, score in zip(mixes, engine.score(mixes, tokens), strict=True):
+            (alone,) = engine.score([mix], tokens)
+            for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
+                self.close_but_for_steps(per_token(score, field), per_token(alone, field))
+
+    @pytest.mark.parametrize("key", [CACHE_K, CACHE_V])
+    @pytest.mark.parametrize("bits", ["1", "9", "2.5", "fp16", ""])
+    def test_bits_that_the_cache_has_not_are_named(
+        self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor, key: str, bits: str
+    ) -> None:
+        mix = uniform(tiny_moe, "2", **{key: bits})
+        with pytest.raises(UsageError, match=rf"{key} cannot have '{bits}' bits.*Choose one of 2, 3"):
+            open_engine(tiny_moe).score([mix], tokens)
 
     def test_hessians_are_sums_over_the_inputs(
         self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from standin.cache import dequantize, quantize
 from tiny_models import TinyModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from exltune.exl3.directory import QuantDir
 from exltune.schema.mix import REFERENCE, Mix
@@ -40,10 +43,34 @@ def whole_model(model: TinyModel, mix: Mix, folder: Path) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """(rows, T, vocab) fp64."""
-    output: Tensor = model(input_ids=ids, use_cache=False).logits
+def logits(model: PreTrainedModel, ids: Tensor, k_bits: int | None = None, v_bits: int | None = None) -> Tensor:
+    """(rows, T, vocab) fp64; with bits, keys and values go through transformers' own cache, rounded as they enter."""
+    if k_bits is None and v_bits is None:
+        output: Tensor = model(input_ids=ids, use_cache=False).logits
+    else:
+        output = model(input_ids=ids, past_key_values=RoundedCache(model, k_bits, v_bits), use_cache=True).logits
     return output.double()
+
+
+class RoundedCache(DynamicCache):
+    """Holds what exllamav3's cache kernels make of keys and values (rows, heads, T, head_dim)."""
+
+    def __init__(self, model: PreTrainedModel, k_bits: int | None, v_bits: int | None) -> None:
+        super().__init__(config=model.config)
+        self.k_bits, self.v_bits = k_bits, v_bits
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """What attention is given in their place."""
+        key, value = _rounded(key_states, self.k_bits), _rounded(value_states, self.v_bits)
+        found: tuple[Tensor, Tensor] = super().update(key, value, *args, **kwargs)
+        return found
+
+
+def _rounded(states: Tensor, bits: int | None) -> Tensor:
+    if bits is None:
+        return states
+    words, scales = quantize(states.half().numpy().reshape(-1, 32), bits)
+    return torch.from_numpy(dequantize(words, scales, bits).astype(np.float32)).view(states.shape)
 
 
 def row_sums(reference: Tensor, mix: Tensor, ids: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """What exllamav3 calls in its compiled extension, in torch on a CPU; same names, arguments and in-place outputs.
 
 Sources: exllamav3_ext/{norm,rope,activation,routing,hgemm}.cu, quant/{reconstruct,hadamard,pack,quantize}.cu and
-cache/q_cache.cu of exllamav3 1.6.5. fp16 inputs are computed in fp32 and rounded once, where the kernels round in between.
+cache/q_cache.cu of exllamav3 1.6.5. fp16 inputs are computed in fp32 and rounded once, where the kernels round in
+between.
 """
 
 from __future__ import annotations

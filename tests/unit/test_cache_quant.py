@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from standin.cache import dequantize, quantize
 
 from exltune.exl3.cache_quant import CACHE_BITS, GROUP, fake_quantize_cache
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.standin.cache import dequantize, quantize  # noqa: E402
 
 
 def kernel(x: torch.Tensor, bits: int) -> torch.Tensor:

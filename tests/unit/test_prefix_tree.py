@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny_models import CONFIGS
 
-from exltune.engines.reference.prefix_tree import Edge, build_tree, layer_groups
+from exltune.engines.reference.prefix_tree import Edge, LayerChoice, build_tree, layer_groups
 from exltune.engines.reference.states import LayerStep, cuts, peak_states
 from exltune.inventory import inventory_from_config
-from exltune.schema.mix import REFERENCE, Mix
+from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix
 
 INVENTORY = inventory_from_config(CONFIGS["glm4moe"])
 IDS = [group.id for group in (*INVENTORY.groups, INVENTORY.head)]
@@ -43,7 +43,7 @@ def test_one_edge_for_each_distinct_prefix() -> None:
     for layer, edges in enumerate(tree.layers):
         distinct = {prefixes(mix)[layer] for mix in (*mixes, reference)}
         assert len(edges) == len(distinct)
-        assert edges[0] == Edge(0, (REFERENCE,) * len(edges[0].choice), 0)
+        assert edges[0] == Edge(0, LayerChoice((REFERENCE,) * len(edges[0].choice.weights)), 0)
         assert [edge.child for edge in edges] == list(range(len(edges)))
     assert tree.layer_forwards == sum(map(len, tree.layers))
 
@@ -57,9 +57,27 @@ def test_leaves_tell_mixes_apart_and_only_those() -> None:
             assert (leaf_a == leaf_b) == (a.choices == b.choices)
 
 
+def test_the_cache_is_part_of_every_layers_choice() -> None:
+    plain = dict.fromkeys(IDS, REFERENCE)
+    caches = [{CACHE_K: "4"}, {CACHE_V: "4"}, {CACHE_K: "4", CACHE_V: "4"}, {CACHE_V: "4", CACHE_K: REFERENCE}]
+    tree = build_tree([Mix(name="", choices=plain | cache) for cache in caches], INVENTORY)
+    expected = [(REFERENCE, REFERENCE), ("4", REFERENCE), (REFERENCE, "4"), ("4", "4")]
+    for edges in tree.layers:
+        assert [edge.choice.cache for edge in edges] == expected
+    assert [state for state, _ in tree.leaves] == [1, 2, 3, 2]
+
+
+def test_an_unquantized_cache_is_the_same_as_none() -> None:
+    plain = dict.fromkeys(IDS, "2")
+    mixes = [Mix(name="", choices=plain | cache) for cache in ({}, {CACHE_K: "16"}, {CACHE_K: "16", CACHE_V: "16"})]
+    tree = build_tree(mixes, INVENTORY)
+    assert {len(edges) for edges in tree.layers} == {2}
+    assert len(set(tree.leaves)) == 1
+
+
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 5, 100])
 def test_cuts_cover_every_row_once(batch_rows: int) -> None:
-    edges = [Edge(0, (), child) for child in range(3)]
+    edges = [Edge(0, LayerChoice(()), child) for child in range(3)]
     found = list(cuts(edges, rows=4, batch_rows=batch_rows))
     rows = [(edge.child, row) for batch in found for edge, start, stop in batch for row in range(start, stop)]
     assert rows == [(child, row) for child in range(3) for row in range(4)]
@@ -77,7 +95,7 @@ def test_states_follow_their_own_choices_in_any_order(batch_rows: int) -> None:
         step = LayerStep(states, edges)
         work = step.batches(batch_rows)
         for batch in draw.sample(work, len(work)):
-            factor = 3.0 ** batch.choice.count("2")
+            factor = 3.0 ** batch.choice.weights.count("2")
             finished += step.run(batch, lambda hidden, factor=factor: hidden * factor)
         states = step.children
     assert finished == tree.layer_forwards
@@ -87,8 +105,9 @@ def test_states_follow_their_own_choices_in_any_order(batch_rows: int) -> None:
 
 
 def test_peak_counts_parents_that_outlive_a_child() -> None:
-    fork = [Edge(0, ("2",), 0), Edge(0, ("3",), 1)]
-    chain = [Edge(0, ("2",), 0), Edge(1, ("2",), 1)]
+    two, three = LayerChoice(("2",)), LayerChoice(("3",))
+    fork = [Edge(0, two, 0), Edge(0, three, 1)]
+    chain = [Edge(0, two, 0), Edge(1, two, 1)]
     assert peak_states([fork, chain]) == 3
     assert peak_states([chain]) == 2
     assert peak_states([]) == 1

@@ -18,6 +18,7 @@ from exltune.engines.reference.shell import ModelShell
 from exltune.engines.reference.store import WeightStore
 from exltune.engines.reference.workers import Workers
 from exltune.errors import DataError, NonFiniteError, UsageError
+from exltune.exl3.cache_quant import GROUP
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.hessian import Hessian, RotatedHessian
 from exltune.exl3.linear import QuantizedLinear
@@ -26,7 +27,7 @@ from exltune.exl3.tensors import TensorFiles
 from exltune.inventory import load_unquantized
 from exltune.metrics import score_from_rows
 from exltune.schema.inventory import LinearSpec
-from exltune.schema.mix import Choice, Mix
+from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, Choice, Mix
 from exltune.schema.score import Score
 
 #: An expert that fewer calibration tokens reach by the model's own routing is reported as rare.
@@ -127,17 +128,34 @@ class ReferenceEngine:
 
     def _check_mix(self, mix: Mix) -> None:
         groups = self.store.groups.keys()
-        if mix.choices.keys() != groups:
-            missing, unknown = sorted(groups - mix.choices.keys()), sorted(mix.choices.keys() - groups)
+        weights = {id_: choice for id_, choice in mix.choices.items() if id_ not in (CACHE_K, CACHE_V)}
+        if weights.keys() != groups:
+            missing, unknown = sorted(groups - weights.keys()), sorted(weights.keys() - groups)
             raise UsageError(
                 f"groups without a choice: {missing}; unknown groups: {unknown}", where=f"mix {mix.name!r}"
             )
-        strangers = sorted(set(mix.choices.values()) - self.store.choices)
+        strangers = sorted(set(weights.values()) - self.store.choices)
         if strangers:
             have = ", ".join(sorted(self.store.choices))
             raise UsageError(
                 f"choices without a quant: {strangers}", where=f"mix {mix.name!r}", fix=f"Given are {have}"
             )
+        self._check_cache(mix)
+
+    def _check_cache(self, mix: Mix) -> None:
+        for key, choice in zip((CACHE_K, CACHE_V), mix.cache, strict=True):
+            if choice not in CACHE_CHOICES:
+                raise UsageError(
+                    f"{key} cannot have {choice!r} bits",
+                    where=f"mix {mix.name!r}",
+                    fix=f"Choose one of {', '.join(CACHE_CHOICES)}",
+                )
+            if choice != REFERENCE and self.shell.head_dim % GROUP:
+                raise UsageError(
+                    f"{key} cannot be quantized: head_dim is {self.shell.head_dim}, no multiple of {GROUP}",
+                    where=f"mix {mix.name!r}",
+                    fix=f"Leave {key} at {REFERENCE}",
+                )
 
 
 def _scores(mixes: Sequence[Mix], tree: PrefixTree, sums: RowSums, positions: int) -> list[Score]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from exltune.schema.inventory import Inventory
-from exltune.schema.mix import REFERENCE, Choice, Mix
+from exltune.schema.mix import REFERENCE, CacheChoice, Choice, Mix
 
-#: Choices of a layer's groups, in the inventory's order.
-LayerChoice = tuple[Choice, ...]
+
+class LayerChoice(NamedTuple):
+    """What tells one layer forward from another: choices of its groups in the inventory's order, and the cache's."""
+
+    weights: tuple[Choice, ...]
+    cache: CacheChoice = (REFERENCE, REFERENCE)
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,16 @@ def build_tree(mixes: Sequence[Mix], inventory: Inventory) -> PrefixTree:
     """The prefix tree of mixes; the reference is carried as state 0 of every layer whether asked for or not."""
     groups = layer_groups(inventory)
     reference = {group.id: REFERENCE for group in (*inventory.groups, inventory.head)}
-    assignments = [reference, *(mix.choices for mix in mixes)]
-    states = [0] * len(assignments)
+    carried = [Mix(name="reference", choices=reference), *mixes]
+    states = [0] * len(carried)
     layers = []
     for ids in groups:
         edges: dict[tuple[int, LayerChoice], Edge] = {}
-        for index, choices in enumerate(assignments):
-            key = (states[index], tuple(choices[id_] for id_ in ids))
-            edge = edges.setdefault(key, Edge(key[0], key[1], len(edges)))
+        for index, mix in enumerate(carried):
+            key = (states[index], LayerChoice(tuple(mix.choices[id_] for id_ in ids), mix.cache))
+            edge = edges.setdefault(key, Edge(*key, len(edges)))
             states[index] = edge.child
         layers.append(tuple(edges.values()))
     head = inventory.head.id
-    leaves = [(state, choices[head]) for state, choices in zip(states, assignments, strict=True)]
+    leaves = [(state, mix.choices[head]) for state, mix in zip(states, carried, strict=True)]
     return PrefixTree(tuple(layers), tuple(leaves[1:]))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from exltune.engines.base import Progress, ScoreStats
+from exltune.engines.reference.attention import cache_keywords
 from exltune.engines.reference.head import HeadPass, Leaf, RowSums
 from exltune.engines.reference.layer import LayerModule
 from exltune.engines.reference.prefix_tree import Edge, LayerChoice, PrefixTree, layer_groups
@@ -106,7 +107,8 @@ class ScorePass:
             try:
                 module.fill(weights[pair] for pair in self._pairs(layer, batch.choice))
                 self.shell.check_filled(module)
-                return step.run(batch, lambda hidden: module(hidden, kwargs))
+                arguments = {**kwargs, **cache_keywords(batch.choice.cache)}
+                return step.run(batch, lambda hidden: module(hidden, arguments))
             finally:
                 # Also after a failure: whoever waits for a module would wait for ever.
                 bench.put(module)
@@ -124,7 +126,7 @@ class ScorePass:
         return self.limits.batch_rows(length, hidden)
 
     def _pairs(self, layer: int, choice: LayerChoice) -> list[GroupChoice]:
-        return list(zip(self.group_ids[layer], choice, strict=True))
+        return list(zip(self.group_ids[layer], choice.weights, strict=True))
 
     def _head(self, states: Mapping[int, Tensor], leaves: Sequence[Leaf], ids: Tensor) -> RowSums:
         start = perf_counter()

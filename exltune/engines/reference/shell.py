@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from exltune.engines.reference.attention import ATTENTION
 from exltune.engines.reference.layer import LayerModule
 from exltune.engines.reference.weights import EMBEDDING, CheckpointWeights
 from exltune.errors import MissingTensorError, NotAModelError
@@ -25,7 +26,9 @@ class ModelShell:
         self.model_dir = model_dir
         config = read_config(model_dir)
         self._fixed_names = unquantized_tensor_names(config)
-        self.inner = _empty_model(model_dir, model_shape(config).experts).model
+        shape = model_shape(config)
+        self.head_dim = shape.head_dim
+        self.inner = _empty_model(model_dir, shape.experts).model
         self.layers = [LayerModule(layer, f"model.layers.{n}.") for n, layer in enumerate(self.inner.layers)]
         self._twins: dict[int, list[LayerModule]] = {}
         for name, module in ((EMBEDDING, self.inner.embed_tokens), (FINAL_NORM, self.inner.norm)):
@@ -100,7 +103,7 @@ class _Recorder(nn.Module):
 
 
 def _empty_model(model_dir: Path, experts: int) -> Any:
-    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": ATTENTION}
     try:
         config = AutoConfig.from_pretrained(model_dir)
         return _from_config(config, settings, experts)
