@@ -1,6 +1,54 @@
-"""Exact bytes of linears, groups and mixes, and what a target in bpw allows."""
+"""Exact bytes of linears, groups and mixes; what a target in bpw, or hardware and a context, allow."""
 
+from exltune.budget.cache import cache_bytes, cache_bytes_per_token
+from exltune.budget.calibrate import recalibrate
 from exltune.budget.directory import directory_size
+from exltune.budget.limits import Limits, WeightsBudget, fit_mix, weights_budget, weights_budget_bytes
+from exltune.budget.placement import Placement, place
+from exltune.budget.planner import plan
+from exltune.budget.profile import ModelProfile, model_profile
+from exltune.budget.question import Question, check_use
 from exltune.budget.size import SizeModel, group_bytes, linear_bytes, mix_size
+from exltune.budget.units import format_size, parse_cache, parse_gpus, parse_size, unit_of
+from exltune.budget.weights import (
+    Weights,
+    directory_weights,
+    linear_weights,
+    mix_weights,
+    spread_bits,
+    weights_of_bits,
+)
 
-__all__ = ["SizeModel", "directory_size", "group_bytes", "linear_bytes", "mix_size"]
+__all__ = [
+    "Limits",
+    "ModelProfile",
+    "Placement",
+    "Question",
+    "SizeModel",
+    "Weights",
+    "WeightsBudget",
+    "cache_bytes",
+    "cache_bytes_per_token",
+    "check_use",
+    "directory_size",
+    "directory_weights",
+    "fit_mix",
+    "format_size",
+    "group_bytes",
+    "linear_bytes",
+    "linear_weights",
+    "mix_size",
+    "mix_weights",
+    "model_profile",
+    "parse_cache",
+    "parse_gpus",
+    "parse_size",
+    "place",
+    "plan",
+    "recalibrate",
+    "spread_bits",
+    "unit_of",
+    "weights_budget",
+    "weights_budget_bytes",
+    "weights_of_bits",
+]

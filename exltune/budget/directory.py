@@ -12,7 +12,7 @@ def directory_size(inventory: Inventory, quant: QuantDir) -> MixSize:
     head = [spec for spec in inventory.linears if spec.role is Role.HEAD]
     others = [spec for spec in inventory.linears if spec.role is not Role.HEAD]
     head_bytes = sum(quant.nbytes(spec.key) for spec in head)
-    other_bytes = sum(_stored_bytes(spec, quant) for spec in others)
+    other_bytes = sum(stored_bytes(spec, quant) for spec in others)
     payload = sum(_payload_bytes(spec, quant) for spec in inventory.linears)
     return MixSize(
         size_bytes=head_bytes + other_bytes,
@@ -29,10 +29,12 @@ def _numel(spec: LinearSpec) -> int:
     return spec.padded_in * spec.padded_out
 
 
-def _stored_bytes(spec: LinearSpec, quant: QuantDir) -> int:
+def stored_bytes(spec: LinearSpec, quant: QuantDir) -> int:
+    """Bytes of all tensors of one linear. Raises: MissingTensorError."""
     if spec.role.fp16:
         # The gate's other tensors (e_score_correction_bias) belong to the block, not to the linear.
-        return quant.files.entry(f"{spec.key}.weight").nbytes
+        bias = quant.files.entry(f"{spec.key}.bias").nbytes if spec.bias else 0
+        return quant.files.entry(f"{spec.key}.weight").nbytes + bias
     return quant.nbytes(spec.key)
 
 

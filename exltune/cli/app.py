@@ -10,6 +10,7 @@ import typer
 from exltune import __version__
 from exltune.cli import options
 from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
+from exltune.cli.plan import plan
 
 if TYPE_CHECKING:
     from exltune.pipeline.quantize import QuantizeSettings
@@ -54,6 +55,9 @@ def inspect(model: options.Model, json: options.Json = False) -> None:
         else:
             for table in inspection_tables(report):
                 output().print(table)
+
+
+app.command()(plan)
 
 
 @app.command()
