@@ -36,7 +36,9 @@ def fits_on(work: Workload, weights: Weights, capacities: Sequence[int]) -> bool
     usable = [capacity - work.per_card for capacity in capacities]
     if work.use.tensor_parallel:
         loads = parallel_loads(work, weights, usable)
-        return max(usable) > 0 and all(load.total <= size for load, size in zip(loads, usable, strict=True) if size > 0)
+        return max(load.total for load in loads) > 0 and all(
+            load.total <= size for load, size in zip(loads, usable, strict=True) if load.total
+        )
     return fill(pieces(work, weights), usable) is not None
 
 
@@ -76,10 +78,12 @@ def _parallel(work: Workload, weights: Weights, capacities: Sequence[int], usabl
         _card(work, number, capacity, load, (0, count + 1) if load.total else (0, 0))
         for number, (capacity, load) in enumerate(zip(capacities, loads, strict=True))
     )
-    rooms = [card.slack_bytes for card, size in zip(cards, usable, strict=True) if size > 0]
+    rooms = [card.slack_bytes for card, load in zip(cards, loads, strict=True) if load.total]
     bare = [(capacity - load.weights - load.kv, load) for capacity, load in zip(capacities, loads, strict=True)]
     left, fullest = min(bare, key=lambda entry: entry[0])
-    return Placement(cards, min(rooms, default=max(usable)), fullest.weights + fullest.kv, left)
+    return Placement(
+        cards, min(rooms, default=max(usable) - sum(work.kv) - weights.total), fullest.weights + fullest.kv, left
+    )
 
 
 def _card(work: Workload, number: int, capacity: int, load: Load, part: tuple[int, int]) -> GpuPlan:

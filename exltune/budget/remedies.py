@@ -74,7 +74,9 @@ def _more_bytes(question: Question, broken: Collection[Limit]) -> Iterator[Remed
     assert weights is not None
     if "vram" in broken and hardware.vram_bytes is not None:
         missing = -place(work, weights, (hardware.vram_bytes,)).room
-        yield Remedy(change="vram", value=missing, text=f"{format_size(missing, question.unit)} more VRAM")
+        if fits(question.with_hardware(vram_bytes=hardware.vram_bytes + missing)):
+            yield Remedy(change="vram", value=missing, text=f"{format_size(missing, question.unit)} more VRAM")
     if "ram" in broken and hardware.ram_bytes is not None:
         missing = ram_bytes(work, weights) + work.overheads.host_reserve_bytes - hardware.ram_bytes
-        yield Remedy(change="ram", value=missing, text=f"{format_size(missing, question.unit)} more RAM")
+        if fits(question.with_hardware(ram_bytes=hardware.ram_bytes + missing)):
+            yield Remedy(change="ram", value=missing, text=f"{format_size(missing, question.unit)} more RAM")

@@ -18,16 +18,17 @@ def parallel_loads(work: Workload, weights: Weights, capacities: Sequence[int]) 
 
     exllamav3's allocator goes from component to component and deals its channels by the memory that is left, so the
     cards end level, each in proportion to its memory, to one channel: the largest is added. Norms, router gates and
-    their copies lie on every card; latent attention and a shared expert stay whole and count as one channel.
+    their copies lie on every card; latent attention and a shared expert stay whole and count as one channel. Of cards
+    of different sizes the largest can get half a percent more than this, which the reserve covers.
     A card's overhead is the largest of all components.
     Source: exllamav3 1.6.5, model/model_tp_alloc.py (initial_split), make_tp_allocation of modules/{attn,mla_attn,
     gated_delta_net,mlp,block_sparse_mlp,linear}.py.
     """
-    usable = [max(capacity, 0) for capacity in capacities]
-    total = max(sum(usable), 1)
-    split_weights = weights.total - sum(layer.fp16_bytes for layer in work.profile.layers)
     on_every_card = sum(layer.fp16_bytes for layer in work.profile.layers)
     other = sum(work.other) + work.profile.final_bytes
+    usable = [max(capacity - on_every_card - other - max(work.static), 0) for capacity in capacities]
+    total = max(sum(usable), 1)
+    split_weights = weights.total - on_every_card
     channel = _largest_channel(work, weights)
     return [
         Load(

@@ -13,6 +13,7 @@ from exltune.cli.console import errors_in_one_line, output, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from exltune.schema.hardware import Recalibrated, SizeUnit
     from exltune.schema.plan import Plan
 
 #: Exit code of a plan that does not fit, as BudgetError's.
@@ -134,9 +135,7 @@ def _cards(plan: Plan) -> Table:
 
 def _lines(plan: Plan) -> list[str]:
     """The verdict, what binds, what is possible, what would help, what readings changed."""
-    lines = ["It fits." if plan.fits else f"It does not fit: {_option(plan)} is exceeded."]
-    if plan.fits and plan.binding is not None:
-        lines[0] += f" {_option(plan)} is the tightest limit."
+    lines = [_verdict(plan)]
     if plan.bare_slack_bytes is not None and not plan.fits:
         lines.append(_before_overhead(plan))
     if plan.max_bpw is not None:
@@ -145,8 +144,16 @@ def _lines(plan: Plan) -> list[str]:
         lines.append(f"Largest context with these weights: {plan.max_context:,} tokens.")
     if plan.remedies:
         lines.append(f"Any one of these makes it fit: {'; '.join(remedy.text for remedy in plan.remedies)}.")
-    lines += [f"{found.name}: {found.before:g} -> {found.after:g}, from readings" for found in plan.recalibrated]
+    lines += [_changed(found, plan.unit) for found in plan.recalibrated]
     return lines
+
+
+def _verdict(plan: Plan) -> str:
+    if plan.binding is None:
+        return "No limit was given: add --gpus, --vram, --size or --target-bpw."
+    if not plan.fits:
+        return f"It does not fit: {_option(plan)} is exceeded."
+    return f"It fits. {_option(plan)} is the tightest limit."
 
 
 def _before_overhead(plan: Plan) -> str:
@@ -157,6 +164,16 @@ def _before_overhead(plan: Plan) -> str:
     rest = "are left for overheads" if left >= 0 else "too much without any overhead"
     size = format_size(abs(left), plan.unit)
     return f"{card} holds {format_size(held, plan.unit)} of weights and cache: {size} {rest}."
+
+
+def _changed(constant: Recalibrated, unit: SizeUnit) -> str:
+    from exltune.budget import format_size
+
+    before, after = (
+        format_size(value, unit) if constant.name.endswith("_bytes") else f"{value:g}"
+        for value in (constant.before, constant.after)
+    )
+    return f"{constant.name}: {before} -> {after}, from readings"
 
 
 def _option(plan: Plan) -> str:

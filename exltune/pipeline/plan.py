@@ -73,6 +73,9 @@ def _question(source: Path, limits: Limits, use: Use, asked: Asked, model: Path 
         raise UsageError("--model belongs to recipes alone", fix=f"Leave it out, or give a recipe instead of {source}")
     if source.suffix.lower() == ".json" and source.is_file():
         return _of_config(read_json(source), source, limits, use, asked)
+    if not source.is_dir():
+        what = "it is no directory, recipe (.yaml) or config (.json)" if source.exists() else "there is no such path"
+        raise NotAModelError(what, where=str(source), fix="Give a model, an EXL3 directory, a recipe or a config.json")
     config = read_config(source)
     if not any(source.glob("*.safetensors")):
         return _of_config(config, source / "config.json", limits, use, asked)
