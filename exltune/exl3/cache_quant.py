@@ -26,19 +26,23 @@ def fake_quantize_cache(x: Tensor, bits: int) -> Tensor:
     """
     half_steps = float(1 << (bits - 1))
     # (32, groups): every operation then runs over long rows.
-    rotated = _butterfly(x.half().float().reshape(-1, GROUP).T.contiguous()).mul_(_ROOT)
+    groups = x.half().reshape(-1, GROUP).T.to(torch.float32, memory_format=torch.contiguous_format)
+    rotated = _butterfly(groups).mul_(_ROOT)
     scale = rotated.abs().amax(0).add_(1e-10)
     index = rotated.mul_(scale.reciprocal()).mul_(half_steps).add_(half_steps).floor_()
     index.clamp_(0.0, 2.0 * half_steps - 1.0)
     step = scale.half().float().mul_(_ROOT).mul_(1.0 / half_steps)
     values = _butterfly(index.sub_(half_steps - 0.5).mul_(step))
-    return values.half().float().T.reshape(x.shape)
+    # Attention reads the last dimension as one run.
+    return values.half().float().T.contiguous().view(x.shape)
 
 
 def _butterfly(x: Tensor) -> Tensor:
-    """H32 of ones and minus ones applied to the columns of x (32, n), neighbours first."""
+    """H32 of ones and minus ones applied to the columns of x (32, n), neighbours first; x is overwritten."""
+    spare = torch.empty_like(x)
     for stage in range(5):
-        pairs = x.view(GROUP >> (stage + 1), 2, 1 << stage, -1)
-        first, second = pairs[:, 0], pairs[:, 1]
-        x = torch.stack((first + second, first - second), dim=1)
-    return x.view(GROUP, -1)
+        pairs, sums = (part.view(GROUP >> (stage + 1), 2, 1 << stage, -1) for part in (x, spare))
+        torch.add(pairs[:, 0], pairs[:, 1], out=sums[:, 0])
+        torch.sub(pairs[:, 0], pairs[:, 1], out=sums[:, 1])
+        x, spare = spare, x
+    return x
