@@ -3,80 +3,89 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
 from exltune.errors import UsageError
-from exltune.schema.heuristics import Heuristics, Match
-from exltune.schema.inventory import Group, Inventory
+from exltune.schema.heuristics import Heuristics
 from exltune.search.problem import SearchProblem
+from exltune.search.wishes import wishes
 
 #: The rules that come with exltune: beside the package in a clone, among the shared data of an installed wheel.
 _CLONE = Path(__file__).resolve().parents[2] / "heuristics"
 RULES_DIR = _CLONE if _CLONE.is_dir() else Path(sysconfig.get_path("data")) / "share" / "exltune" / "heuristics"
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """What the rules want for one group; see schema/heuristics.py."""
-
-    bits: float | None = None
-    min_bits: float | None = None
-    max_bits: float | None = None
-    extra_bits: float = 0.0
-    priority: float = 0.0
-
-    def at_level(self, level: float) -> float:
-        """The bits wanted when the rest of the model stands at `level`."""
-        if self.bits is not None:
-            return self.bits
-        wanted = level + self.extra_bits
-        if self.max_bits is not None:
-            wanted = min(wanted, self.max_bits)
-        return max(wanted, self.min_bits) if self.min_bits is not None else wanted
-
-
 def load_rules(path: str | Path) -> Heuristics:
     """The rules of one YAML file. Raises: UsageError."""
     try:
         return Heuristics.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"the rules cannot be read ({error})", where=str(path)) from error
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise UsageError(f"{field}: {first['msg']}", where=str(path), fix="See heuristics/README.md") from error
 
 
-def load_all_rules(directory: str | Path = RULES_DIR) -> tuple[Heuristics, ...]:
-    """The rules of every YAML file of a directory, by file name. Raises: UsageError when there are none."""
+def load_all_rules(
+    extra_files: Iterable[str | Path] = (), *, directory: str | Path = RULES_DIR
+) -> tuple[Heuristics, ...]:
+    """The rules of every YAML file of a directory, by file name, then the user's own in the order given.
+
+    Raises: UsageError when the directory has none, or two files have one name.
+    """
     files = sorted(Path(directory).glob("*.yaml"))
     if not files:
         raise UsageError("no rules here", where=str(directory), fix="Give a directory with *.yaml rules")
-    return tuple(load_rules(file) for file in files)
+    found: dict[str, tuple[Heuristics, str | Path]] = {}
+    for path in (*files, *extra_files):
+        rules = load_rules(path)
+        if rules.name in found:
+            raise UsageError(
+                f"the rules are named {rules.name}, and so are those of {found[rules.name][1]}",
+                where=str(path),
+                fix="Give them another name",
+            )
+        found[rules.name] = (rules, path)
+    return tuple(rules for rules, _ in found.values())
+
+
+def find_rules(name_or_file: str, known: Sequence[Heuristics]) -> Heuristics:
+    """The known rules of that name, else those of that file. Raises: UsageError listing the known names."""
+    for rules in known:
+        if rules.name == name_or_file:
+            return rules
+    if not Path(name_or_file).is_file():
+        names = ", ".join(rules.name for rules in known)
+        raise UsageError(f"{name_or_file!r} names no rules and no file", fix=f"Give a file, or one of {names}")
+    return load_rules(name_or_file)
 
 
 def rules_mix(problem: SearchProblem, rules: Heuristics) -> dict[str, float]:
     """Bits by group that follow the rules and fill the budget as far as whole promotions allow.
 
-    The level of the model rises through the available widths; at each level every group is promoted, the highest
-    priority first and then in forward order, to what its rules want there, or as near to it as still fits. What is
-    left when all wishes are met goes to any group, in the same order.
+    Every group starts at its floor. The level of the model rises through the available widths; at each level all
+    groups are promoted, the highest priority first, to what their rules want there. Where that does not fit, groups
+    of one priority are scaled down together: all climb one width before any climbs the next, in forward order. What
+    is left when all wishes are met goes to any group, in the same order.
+    Raises: UsageError naming two rules that contradict each other.
     """
-    groups = problem.inventory.groups
-    wishes = {group.id: _wish(rules, group, problem.inventory) for group in groups}
-    order = sorted(problem.group_ids, key=lambda group: -wishes[group].priority)
+    wanted = wishes(rules, problem.inventory)
+    ordered = sorted(problem.group_ids, key=lambda group: -wanted[group].priority)
+    equals = [tuple(groups) for _, groups in groupby(ordered, key=lambda group: wanted[group].priority)]
     filling = _Filling(problem)
     for level in problem.widths:
-        for group in order:
-            filling.raise_towards(group, wishes[group].at_level(level))
+        for groups in equals:
+            for step in problem.widths:
+                for group in groups:
+                    filling.raise_towards(group, min(step, wanted[group].at_level(level)))
     for level in problem.widths:
-        for group in order:
+        for group in ordered:
             filling.raise_towards(group, level)
     return filling.bits
 
@@ -86,8 +95,9 @@ class _Filling:
 
     def __init__(self, problem: SearchProblem) -> None:
         self.problem = problem
-        self.bits = dict.fromkeys(problem.group_ids, problem.widths[0])
-        self.left = problem.budget_bytes - problem.groups_bytes(self.bits)
+        lowest = problem.widths[0]
+        self.bits = {group: problem.floors.get(group, lowest) for group in problem.group_ids}
+        self.left = problem.groups_budget_bytes - problem.groups_bytes(self.bits)
 
     def raise_towards(self, group: str, wanted: float) -> None:
         """Promote a group to the highest available width that is not above `wanted` and fits."""
@@ -97,32 +107,3 @@ class _Filling:
                 self.left -= size(group, width) - size(group, now)
                 self.bits[group] = width
                 return
-
-
-def _wish(rules: Heuristics, group: Group, inventory: Inventory) -> _Wish:
-    settings: dict[str, float] = {}
-    for rule in rules.rules:
-        if _matches(rule.match, group, inventory):
-            settings |= rule.model_dump(exclude={"match", "source"}, exclude_none=True)
-    return _Wish(**settings)
-
-
-def _matches(match: Match, group: Group, inventory: Inventory) -> bool:
-    layer = group.layer if group.layer is not None else 0
-    if match.layers is not None:
-        first, last = (index + inventory.layers if index < 0 else index for index in match.layers)
-        if not first <= layer <= last:
-            return False
-    if match.depth is not None and not match.depth[0] <= layer / inventory.layers < match.depth[1]:
-        return False
-    return (
-        _any_glob(match.roles, [group.role.value])
-        and _any_glob(match.keys, group.tensors)
-        and _any_glob(match.architectures, [inventory.architecture])
-    )
-
-
-def _any_glob(patterns: Sequence[str] | None, names: Sequence[str]) -> bool:
-    if patterns is None:
-        return True
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
