@@ -67,42 +67,45 @@ class ModelProfile:
 def model_profile(config: Mapping[str, Any], codebook: Codebook = "mul1", where: str = "config.json") -> ModelProfile:
     """The profile of a model. Raises: UnsupportedArchitectureError, NotAModelError naming the missing field."""
     inventory = inventory_from_config(config, where)
-    plain = _plain_bytes(config, inventory, where)
+    plain, embedding = _plain_bytes(config, inventory, where)
     specs: dict[int | None, list[LinearSpec]] = {}
     for spec in inventory.linears:
         specs.setdefault(spec.layer, []).append(spec)
     top_k = text_reader(config, where).number("num_experts_per_tok", "experts_per_token", _EXPERTS_PER_TOKEN)
-    embedding = plain.pop(embedding_key(model_shape(config, where)))
     return ModelProfile(
         inventory=inventory,
         sizes=SizeModel(inventory, codebook),
         layers=tuple(
-            _layer(inventory, cache, specs[cache.layer], _of_layer(plain, cache.layer), top_k)
+            _layer(inventory, cache, specs[cache.layer], plain[cache.layer], top_k)
             for cache in cache_layers(config, where)
         ),
         embedding_bytes=embedding,
-        final_bytes=_of_layer(plain, None),
+        final_bytes=plain[None],
         context_limit=context_limit(config, where),
     )
 
 
-def _plain_bytes(config: Mapping[str, Any], inventory: Inventory, where: str) -> dict[str, int]:
-    """Name -> bytes of every tensor that belongs to no linear, as exltune writes it."""
-    shapes = unquantized_shapes(model_shape(config, where))
+def _plain_bytes(config: Mapping[str, Any], inventory: Inventory, where: str) -> tuple[dict[int | None, int], int]:
+    """Bytes of the tensors that belong to no linear, as exltune writes them: by layer, and of the embedding.
+
+    None stands for what is in no layer: the last norm.
+    """
+    shape = model_shape(config, where)
     owned = {f"{spec.key}.{part}" for spec in inventory.linears if spec.role.fp16 for part in ("weight", "bias")}
-    return {
+    sizes = {
         name: prod(dims) * (_FLOAT if name.endswith(KEPT_IN_FP32) else _HALF)
-        for name, dims in shapes.items()
+        for name, dims in unquantized_shapes(shape).items()
         if name not in owned
     }
+    embedding = sizes.pop(embedding_key(shape))
+    by_layer: dict[int | None, int] = {}
+    for name, size in sizes.items():
+        layer = _layer_of(name)
+        by_layer[layer] = by_layer.get(layer, 0) + size
+    return by_layer, embedding
 
 
-def _of_layer(plain: Mapping[str, int], layer: int | None) -> int:
-    return sum(size for name, size in plain.items() if layer_of(name) == layer)
-
-
-def layer_of(name: str) -> int | None:
-    """The decoder layer that a tensor belongs to, None for embedding, last norm and head."""
+def _layer_of(name: str) -> int | None:
     found = _LAYER.search(name)
     return int(found[1]) if found else None
 

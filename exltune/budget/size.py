@@ -96,7 +96,7 @@ class SizeModel:
         if not math.isfinite(target_bpw):
             raise BudgetError(f"a target of {target_bpw:g} bpw is no size", fix="Give a number such as 3.15")
         widths = sorted(available_bits)
-        low, high = self._groups_bytes(widths[0]), self._groups_bytes(widths[-1])
+        low, high = self.groups_bytes(widths[0]), self.groups_bytes(widths[-1])
         budget = self.budget_bytes(target_bpw)
         if low <= budget <= high:
             return budget
@@ -108,7 +108,8 @@ class SizeModel:
             f"{smallest:.3f} to {largest:.3f} bpw, scales and router gates included",
         )
 
-    def _groups_bytes(self, bits: float) -> int:
+    def groups_bytes(self, bits: float) -> int:
+        """Bytes of all groups at one bit width."""
         return sum(self.group_bytes(group.id, bits) for group in self.inventory.groups)
 
 
@@ -127,9 +128,12 @@ def _padded_numel(spec: LinearSpec) -> int:
 
 
 def _sum_up(specs: Iterable[LinearSpec], codebook: Codebook) -> _Weights:
-    numel = overhead_bytes = fp16_bytes = 0
+    # Hundreds of experts have one shape: each is computed once.
+    alike: dict[tuple[int, int, bool], list[LinearSpec]] = {}
     for spec in specs:
-        numel += _padded_numel(spec)
-        overhead_bytes += linear_bytes(spec, 0, codebook)
-        fp16_bytes += linear_bytes(spec, _UNQUANTIZED_BITS, codebook)
-    return _Weights(numel, overhead_bytes, fp16_bytes)
+        alike.setdefault((spec.in_features, spec.out_features, spec.bias), []).append(spec)
+    return _Weights(
+        numel=sum(len(same) * _padded_numel(same[0]) for same in alike.values()),
+        overhead_bytes=sum(len(same) * linear_bytes(same[0], 0, codebook) for same in alike.values()),
+        fp16_bytes=sum(len(same) * linear_bytes(same[0], _UNQUANTIZED_BITS, codebook) for same in alike.values()),
+    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 
 from exltune.inventory.attention import attention_linears, attention_tensors
 from exltune.inventory.config import ModelShape
-from exltune.inventory.mlp import mlp_linears, mlp_tensors
+from exltune.inventory.mlp import mlp_gates, mlp_linears, mlp_tensors
 from exltune.schema.inventory import LinearSpec, Role
 
 HEAD_KEY = "lm_head"
@@ -39,16 +39,16 @@ def unquantized_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         shapes |= attention_tensors(shape, layer)
         shapes |= _fp16_weights(attention_linears(shape, layer))
         if layer >= shape.dense_layers:
-            shapes |= _fp16_weights(mlp_linears(shape, layer))
+            shapes |= _fp16_weights(mlp_gates(shape, layer))
             shapes |= mlp_tensors(shape, layer)
     shapes[f"{names.prefix}.norm.weight"] = (shape.hidden,)
     return shapes
 
 
-def parameters(shape: ModelShape) -> int:
+def parameters(shape: ModelShape, specs: Iterable[LinearSpec]) -> int:
     """Elements of all tensors that the model uses; a tied head counts once."""
     total = sum(prod(dims) for dims in unquantized_shapes(shape).values())
-    for spec in linears(shape):
+    for spec in specs:
         if spec.role.fp16 or (spec.role is Role.HEAD and shape.tied):
             continue
         total += spec.in_features * spec.out_features + spec.out_features * spec.bias

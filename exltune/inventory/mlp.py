@@ -20,14 +20,25 @@ def mlp_linears(shape: ModelShape, layer: int) -> Iterator[LinearSpec]:
         roles = (Role.MLP_GATE_UP, Role.MLP_DOWN)
         yield from _gated(key, layer, roles, shape.hidden, shape.dense_intermediate, shape.mlp_bias)
         return
-    router = f"{key}.{shape.row.names.router}"
-    yield _linear(router, Role.ROUTER, layer, shape.hidden, shape.experts, "bias" in shape.row.router_buffers)
+    yield from mlp_gates(shape, layer)
     if shape.shared_intermediate:
-        yield from _shared(shape, layer, key)
+        roles, within = (Role.SHARED_GATE_UP, Role.SHARED_DOWN), f"{key}.{shape.row.names.shared}"
+        yield from _gated(within, layer, roles, shape.hidden, shape.shared_intermediate, False)
     roles, bias = (Role.EXPERTS_GATE_UP, Role.EXPERTS_DOWN), shape.row.expert_bias
     for expert in range(shape.experts):
         within, names = f"{key}.experts.{expert}", shape.row.names.experts
         yield from _gated(within, layer, roles, shape.hidden, shape.moe_intermediate, bias, names)
+
+
+def mlp_gates(shape: ModelShape, layer: int) -> Iterator[LinearSpec]:
+    """The fp16 linears among them: the router, and the gate of a shared expert."""
+    if layer < shape.dense_layers:
+        return
+    key, names = _key(shape, layer), shape.row.names
+    bias = "bias" in shape.row.router_buffers
+    yield _linear(f"{key}.{names.router}", Role.ROUTER, layer, shape.hidden, shape.experts, bias)
+    if shape.shared_intermediate and shape.row.shared_gate is not None:
+        yield _linear(f"{key}.{shape.row.shared_gate}", Role.GATE, layer, shape.hidden, 1)
 
 
 def mlp_tensors(shape: ModelShape, layer: int) -> dict[str, tuple[int, ...]]:
@@ -41,14 +52,6 @@ def mlp_tensors(shape: ModelShape, layer: int) -> dict[str, tuple[int, ...]]:
 def _key(shape: ModelShape, layer: int) -> str:
     name = "mlp" if layer < shape.dense_layers else shape.row.names.mlp
     return f"{shape.row.names.prefix}.layers.{layer}.{name}"
-
-
-def _shared(shape: ModelShape, layer: int, key: str) -> Iterator[LinearSpec]:
-    if shape.row.shared_gate is not None:
-        yield _linear(f"{key}.{shape.row.shared_gate}", Role.GATE, layer, shape.hidden, 1)
-    roles = (Role.SHARED_GATE_UP, Role.SHARED_DOWN)
-    within = f"{key}.{shape.row.names.shared}"
-    yield from _gated(within, layer, roles, shape.hidden, shape.shared_intermediate, False)
 
 
 def _gated(
