@@ -23,9 +23,9 @@ from exltune.exl3.codebooks import HALF_BITS, INTEGER_BITS, Codebook
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.inventory import load_inventory, read_config
+from exltune.pipeline.recipe_model import config_of_recipe
 from exltune.schema.hardware import Readings, SizeUnit, Use
 from exltune.schema.plan import Plan
-from exltune.schema.recipe import Recipe
 from exltune.store.records import read_recipe, read_record
 
 _HEAD_BITS = 6.0
@@ -95,7 +95,10 @@ def _of_config(config: Mapping[str, Any], where: Path, limits: Limits, use: Use,
 
 def _of_recipe(source: Path, limits: Limits, use: Use, model: Path | None) -> Question:
     recipe = read_recipe(source)
-    config, where = _config_of_recipe(recipe, source, model)
+    found = config_of_recipe(recipe, source, model)
+    if found is None:
+        raise NotAModelError("no model is known for this recipe", where=str(source), fix="Give --model DIR_OR_CONFIG")
+    config, where = found
     profile = model_profile(config, _CODEBOOK, where)
     bits = resolve_recipe(recipe, profile.inventory)
     for key, width in bits.items():
@@ -104,17 +107,6 @@ def _of_recipe(source: Path, limits: Limits, use: Use, model: Path | None) -> Qu
             raise RecipeError(f"{key} has {width:g} bits, which do not exist", where=str(source), fix=f"Known: {known}")
     head_bits = recipe.head_bits or _HEAD_BITS
     return Question(profile, limits, use, linear_weights(profile, bits, head_bits), head_bits)
-
-
-def _config_of_recipe(recipe: Recipe, source: Path, model: Path | None) -> tuple[dict[str, Any], str]:
-    """The config that --model names, the one beside the recipe, or that of the model which the recipe notes."""
-    if model is not None:
-        return (read_json(model), str(model)) if model.is_file() else (read_config(model), str(model))
-    noted = [Path(recipe.exltune.provenance.model_path)] if recipe.exltune is not None else []
-    for folder in (source.parent, *noted):
-        if (folder / "config.json").is_file():
-            return read_config(folder), str(folder / "config.json")
-    raise NotAModelError("no model is known for this recipe", where=str(source), fix="Give --model DIR_OR_CONFIG")
 
 
 def _of_quant(config: Mapping[str, Any], source: Path, limits: Limits, use: Use) -> Question:
