@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -166,8 +165,3 @@ def _missing(name: Limit, work: Workload, weights: Weights, limits: Limits) -> s
             f": {format_size(needed)} are needed, {format_size(work.overheads.host_reserve_bytes)} kept free among them"
         )
     return ""
-
-
-def smallest_bpw(profile: ModelProfile, bits: float, head_bits: float) -> float:
-    """bpw of the uniform quant, rounded up to a thousandth."""
-    return math.ceil(1e3 * bpw_of(profile, spread_bits(profile, bits, head_bits))) / 1e3

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from exltune.budget.directory import stored_bytes
 from exltune.budget.profile import ModelProfile
 from exltune.budget.size import linear_bytes
-from exltune.errors import BudgetError, UsageError
+from exltune.errors import UsageError
 from exltune.exl3.codebooks import HALF_BITS, INTEGER_BITS
 from exltune.exl3.directory import QuantDir
 from exltune.schema.inventory import Inventory, LinearSpec, Role
@@ -89,18 +89,6 @@ def weights_of_bits(profile: ModelProfile, bits: float, head_bits: float) -> Wei
     below = max(width for width in widths if width < bits)
     spread = _bits_of_bpw(profile, bits)
     return spread_bits(profile, min(max(below, spread), HIGHEST_BITS), head_bits)
-
-
-def weights_of_bpw(profile: ModelProfile, bpw: float, head_bits: float) -> Weights:
-    """The quant of at most that bpw, spread evenly. Raises: BudgetError below 1 bit for every weight."""
-    bits = _bits_of_bpw(profile, bpw)
-    if bits < LOWEST_BITS:
-        lowest = bpw_of(profile, spread_bits(profile, LOWEST_BITS, head_bits))
-        raise BudgetError(
-            f"a target of {bpw:g} bpw is below the smallest possible",
-            fix=f"1 bit for every weight takes {math.ceil(1e3 * lowest) / 1e3:.3f} bpw, scales and routers included",
-        )
-    return spread_bits(profile, min(bits, HIGHEST_BITS), head_bits)
 
 
 def _bits_of_bpw(profile: ModelProfile, bpw: float) -> float:

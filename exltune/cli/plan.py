@@ -20,39 +20,44 @@ if TYPE_CHECKING:
 DOES_NOT_FIT = 4
 
 
+_Source = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL_OR_CONFIG", help="Model or EXL3 directory, a recipe (.yaml) or a config (.json)."),
+]
+_Bits = Annotated[
+    float | None, typer.Option("--bits", help="A uniform quant (3) or an average bpw (3.15).", show_default=False)
+]
+_HeadBits = Annotated[
+    float | None, typer.Option("--head-bits", help="Bits of the output head: 6 unless given.", show_default=False)
+]
+_TargetBpw = Annotated[
+    float | None, typer.Option("--target-bpw", help="The most bpw, in exllamav3's count.", show_default=False)
+]
+_Model = Annotated[
+    Path | None, typer.Option("--model", help="Model or config that a recipe belongs to.", show_default=False)
+]
+_Calibrate = Annotated[
+    Path | None, typer.Option("--calibrate", help="Readings of a real machine (JSON).", show_default=False)
+]
+
+
 def plan(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL_OR_CONFIG", help="Model or EXL3 directory, a recipe (.yaml) or a config (.json)."
-        ),
-    ],
+    source: _Source,
     gpus: memory.Gpus = None,
     vram: memory.Vram = None,
     context: memory.Context = None,
     cache: memory.Cache = "fp16",
-    bits: Annotated[
-        float | None,
-        typer.Option("--bits", help="A uniform quant (3) or an average bpw (3.15).", show_default=False),
-    ] = None,
-    head_bits: Annotated[
-        float | None, typer.Option("--head-bits", help="Bits of the output head: 6 unless given.", show_default=False)
-    ] = None,
-    target_bpw: Annotated[
-        float | None, typer.Option("--target-bpw", help="The most bpw, in exllamav3's count.", show_default=False)
-    ] = None,
+    bits: _Bits = None,
+    head_bits: _HeadBits = None,
+    target_bpw: _TargetBpw = None,
     size: memory.Size = None,
     chunk: memory.Chunk = memory.CHUNK,
     slots: memory.Slots = memory.SLOTS,
     tensor_parallel: memory.TensorParallel = False,
     ram: memory.Ram = None,
     offload_layers: memory.OffloadLayers = 0,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Model or config that a recipe belongs to.", show_default=False)
-    ] = None,
-    calibrate: Annotated[
-        Path | None, typer.Option("--calibrate", help="Readings of a real machine (JSON).", show_default=False)
-    ] = None,
+    model: _Model = None,
+    calibrate: _Calibrate = None,
     json: options.Json = False,
 ) -> None:
     """Say what fits: weights, KV cache and overheads on your GPUs. Exit code 4 where it does not."""
