@@ -70,9 +70,15 @@ class CorruptFileError(ModelError):
 
 
 class NonFiniteError(ModelError):
-    """Weights, activations or scores hold NaN or inf."""
+    """Weights, activations or scores hold NaN or inf; `mixes` names the mixes where only their scores do."""
 
     exit_code = 14
+
+    def __init__(
+        self, what: str, *, where: str | None = None, fix: str | None = None, mixes: tuple[str, ...] = ()
+    ) -> None:
+        self.mixes = mixes
+        super().__init__(what, where=where, fix=fix)
 
 
 class BudgetError(ExltuneError):

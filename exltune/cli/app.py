@@ -10,6 +10,8 @@ import typer
 from exltune import __version__
 from exltune.cli import options
 from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
+from exltune.cli.explain import explain
+from exltune.cli.optimize import Passes, Time, optimize, search_settings
 from exltune.cli.plan import plan
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_BITS, _HEAD_BITS, _ROWS, _ROW_LENGTH = "2,3,4,5,6,8", 6.0, 256, 256
+_BITS, _HEAD_BITS, _ROWS, _ROW_LENGTH = "2,3,4,5,6,8", "6", 256, 256
 
 
 def _print_version(asked: bool) -> None:
@@ -58,6 +60,8 @@ def inspect(model: options.Model, json: options.Json = False) -> None:
 
 
 app.command()(plan)
+app.command()(explain)
+app.command()(optimize)
 
 
 @app.command()
@@ -111,38 +115,6 @@ def measure(
         if json:
             print_json({"measurement": str(out), "groups": len(found.groups), "base_kld": found.base_kld})
         else:
-            typer.echo(out)
-
-
-@app.command()
-def optimize(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What measure wrote.")],
-    target_bpw: options.TargetBpw,
-    out: options.Out,
-    model: Annotated[Path | None, typer.Option("--model", help="The model, if it moved.", show_default=False)] = None,
-    quants: Annotated[
-        Path | None, typer.Option("--quants", help="The base quants, if they moved.", show_default=False)
-    ] = None,
-    engine: options.EngineName = "auto",
-    force: options.Force = False,
-    json: options.Json = False,
-) -> None:
-    """Find the best mix at a target size; score all candidates where the base quants are at hand."""
-    with errors_in_one_line(json):
-        from exltune.cli.tables import methods_table
-        from exltune.pipeline.optimize import optimize as run
-
-        found = run(
-            file, target_bpw, out, model=model, quants_dir=quants, engine=engine, force=force, reporter=RichReporter()
-        )
-        if json:
-            methods = [row.model_dump(mode="json") for row in found.methods]
-            detail = found.recipe.exltune
-            source = detail.source if detail is not None else None
-            achieved = found.recipe.achieved_bpw
-            print_json({"recipe": str(out), "source": source, "achieved_bpw": achieved, "methods": methods})
-        else:
-            output().print(methods_table(found.methods))
             typer.echo(out)
 
 
@@ -208,6 +180,8 @@ def tune(
     rows: options.Rows = _ROWS,
     row_length: options.RowLength = _ROW_LENGTH,
     seed: options.Seed = 0,
+    passes: Passes = 48.0,
+    time: Time = None,
     engine: options.EngineName = "auto",
     json: options.Json = False,
 ) -> None:
@@ -217,7 +191,17 @@ def tune(
 
         settings, texts = _quants(bits, head_bits, codebook), _texts(data, rows, row_length, seed)
         number = options.parse_level(level)
-        found = run(model, out, target_bpw, settings, texts, level=number, engine=engine, reporter=RichReporter())
+        found = run(
+            model,
+            out,
+            target_bpw,
+            settings,
+            texts,
+            level=number,
+            search=search_settings(passes, time, seed),
+            engine=engine,
+            reporter=RichReporter(),
+        )
         _show(found, out, json)
 
 
@@ -238,10 +222,10 @@ def demo(
         check_won(found.verdict)
 
 
-def _quants(bits: str, head_bits: float, codebook: options.CodebookName) -> QuantizeSettings:
+def _quants(bits: str, head_bits: str, codebook: options.CodebookName) -> QuantizeSettings:
     from exltune.pipeline.quantize import QuantizeSettings
 
-    return QuantizeSettings(options.parse_bits(bits), head_bits, codebook.codebook)
+    return QuantizeSettings(*options.parse_quants(bits, head_bits), codebook.codebook)
 
 
 def _texts(paths: list[Path] | None, rows: int, row_length: int, seed: int) -> DataSettings:
@@ -251,13 +235,13 @@ def _texts(paths: list[Path] | None, rows: int, row_length: int, seed: int) -> D
 
 
 def _show(result: TuneResult, out: Path, json: bool) -> None:
-    from exltune.cli.tables import evaluation_table, methods_table, verdict_lines
+    from exltune.cli.tables import evaluation_table, standings_table, verdict_lines
     from exltune.pipeline.tune import evaluation_of
 
     if json:
         print_json(result.model_dump(mode="json"))
         return
-    output().print(methods_table(result.verdict.methods))
+    output().print(standings_table(result.verdict.standings))
     output().print(evaluation_table(evaluation_of(out).rows))
     for line in verdict_lines(result.verdict):
         typer.echo(line)

@@ -24,15 +24,30 @@ class CodebookName(StrEnum):
         return self.value
 
 
-def parse_bits(text: str) -> tuple[float, ...]:
-    """`2,3,2.5` -> (2.0, 2.5, 3.0). Raises: UsageError."""
+def parse_numbers(option: str, text: str, example: str) -> tuple[float, ...]:
+    """`2,3,2.5` -> (2.0, 3.0, 2.5). Raises: UsageError naming the option."""
     try:
-        widths = {float(part) for part in text.split(",") if part.strip()}
+        numbers = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise UsageError(f"--bits {text!r} is no list of bit widths", fix="For example --bits 2,3,4") from error
-    if not widths:
-        raise UsageError("no bit widths are given", fix="For example --bits 2,3,4")
-    return tuple(sorted(widths))
+        raise UsageError(f"{option} {text!r} is no list of numbers", fix=f"For example {option} {example}") from error
+    if not numbers:
+        raise UsageError(f"{option} names no numbers", fix=f"For example {option} {example}")
+    return numbers
+
+
+def parse_quants(bits: str, head_bits: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Widths of the base quants, ascending, and bits of their heads, one for all or one each. Raises: UsageError."""
+    widths = parse_numbers("--bits", bits, "2,3,4")
+    heads = parse_numbers("--head-bits", head_bits, "6")
+    if len(heads) == 1:
+        return tuple(sorted(set(widths))), heads
+    if len(heads) != len(widths):
+        raise UsageError(
+            f"--head-bits names {len(heads)} heads and --bits {len(widths)} base quants",
+            fix="Give one number for all, or one for each of --bits",
+        )
+    pairs = sorted(dict(zip(widths, heads, strict=True)).items())
+    return tuple(width for width, _ in pairs), tuple(head for _, head in pairs)
 
 
 def parse_level(text: str) -> int:
@@ -60,7 +75,9 @@ Rows = Annotated[int, typer.Option("--rows", min=16, help="Rows over all four to
 RowLength = Annotated[int, typer.Option("--row-length", min=2, help="Tokens in a row.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed by which texts are dealt to the token sets.")]
 Bits = Annotated[str, typer.Option("--bits", help="Bit widths of the base quants: 1..8, and 1.5, 2.5, 3.5 with mul1.")]
-HeadBits = Annotated[float, typer.Option("--head-bits", help="Bits of the output head.")]
+HeadBits = Annotated[
+    str, typer.Option("--head-bits", help="Bits of the output head: one number, or one for each of --bits.")
+]
 CodebookOption = Annotated[CodebookName, typer.Option("--codebook", help="Codebook of all quants.")]
 Level = Annotated[
     str,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
+from exltune.budget import SizeModel
+from exltune.exl3.codebooks import Codebook
 from exltune.inventory import groups_at_level
 from exltune.measure.probes import probe_name
 from exltune.metrics import mean_and_se, row_means
@@ -20,7 +23,7 @@ from exltune.schema.measurement import (
     Probe,
     QuantRef,
 )
-from exltune.schema.mix import REFERENCE, Choice
+from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, Choice
 from exltune.schema.provenance import Provenance
 from exltune.schema.score import Score
 from exltune.schema.tokens import DataSettings
@@ -41,11 +44,21 @@ class QuantSizes:
 
 @dataclass(frozen=True)
 class QuantHead:
-    """Where the head comes from, its bits there, and the codebook of all quants."""
+    """Where the default head comes from, its bits there, and the codebook of all quants.
+
+    all: bits of the head in every base quant, by choice.
+    """
 
     choice: Choice
     bits: float
     codebook: str
+    all: Mapping[Choice, float] = field(default_factory=dict)
+
+    @property
+    def distinct(self) -> dict[Choice, float]:
+        """One base quant for every bit width of the head, the default one where it has it; ascending in bits."""
+        by_bits = {bits: choice for choice, bits in reversed(list(self.all.items()))} | {self.bits: self.choice}
+        return {choice: bits for bits, choice in sorted(by_bits.items())}
 
 
 def summarize(
@@ -83,28 +96,53 @@ def summarize(
             quant_sha256={quant.choice: quant.sha256 for quant in quants},
             head_choice=head.choice,
             head_bits=head.bits,
+            heads=dict(head.all),
             codebook=head.codebook,
             data=data,
             groups=groups,
+            wider=_wider(inventory, head, scores),
             mixes=mixes,
             provenance=provenance,
         ),
     )
 
 
+def _wider(inventory: Inventory, head: QuantHead, scores: Mapping[str, Score]) -> tuple[MeasuredGroup, ...]:
+    """Head and cache as measured groups; a head has its bytes, the cache's depend on the context."""
+    sizes, group = SizeModel(inventory, cast(Codebook, head.codebook)), inventory.head
+    heads = [(choice, bits, sizes.group_bytes(group.id, bits)) for choice, bits in head.distinct.items()]
+    cache = [(choice, float(choice), 0) for choice in CACHE_CHOICES if choice != REFERENCE]
+    found = [MeasuredGroup(id=group.id, members=(group.id,), role=group.role, layer=None, numel=group.numel, probes=())]
+    found += [MeasuredGroup(id=k, members=(k,), role=k, layer=None, numel=0, probes=()) for k in (CACHE_K, CACHE_V)]
+    return tuple(
+        unit.model_copy(
+            update={"probes": tuple(_probe(*option, scores[probe_name(unit.id, option[0])]) for option in options)}
+        )
+        for unit, options in zip(found, (heads, cache, cache), strict=True)
+    )
+
+
 def _measured(part: Part, quants: list[QuantSizes], scores: Mapping[str, Score]) -> MeasuredGroup:
-    probes = tuple(_probe(part, quant, scores[probe_name(part.id, quant.choice)]) for quant in quants)
+    probes = tuple(
+        _probe(
+            quant.choice,
+            quant.bits,
+            sum(quant.group_bytes[member] for member in part.members),
+            scores[probe_name(part.id, quant.choice)],
+        )
+        for quant in quants
+    )
     return MeasuredGroup(
         id=part.id, members=part.members, role=part.role, layer=part.layer, numel=part.numel, probes=probes
     )
 
 
-def _probe(part: Part, quant: QuantSizes, score: Score) -> Probe:
+def _probe(choice: Choice, bits: float, size_bytes: int, score: Score) -> Probe:
     kld = mean_and_se(score.kl_ref_mix, score.positions)
     return Probe(
-        choice=quant.choice,
-        bits=quant.bits,
-        size_bytes=sum(quant.group_bytes[member] for member in part.members),
+        choice=choice,
+        bits=bits,
+        size_bytes=size_bytes,
         kld_nats=kld.mean,
         kld_se_nats=kld.se,
         kld_rows=tuple(row_means(score.kl_ref_mix, score.positions).tolist()),

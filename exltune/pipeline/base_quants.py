@@ -14,7 +14,7 @@ from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
 from exltune.inventory import check_same_model, load_inventory, load_unquantized, model_fingerprint
 from exltune.measure import QuantSizes
-from exltune.pipeline.quantize import RECORD
+from exltune.pipeline.quantize import DEFAULT_HEAD_BITS, RECORD
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice, choice_of_bits
 from exltune.schema.provenance import Provenance
@@ -74,12 +74,14 @@ def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]
 
 
 def head_source(quants: Iterable[BaseQuant], head_bits: float | None) -> BaseQuant:
-    """The base quant whose head has the bits asked for; the lowest quant where nothing is asked.
+    """The base quant whose head has the bits asked for; where nothing is asked exllamav3's default of 6 if any has it.
 
     Raises: QuantMismatchError where no head has them.
     """
     quants = list(quants)
-    fitting = [quant for quant in quants if head_bits is None or quant.head_bits == head_bits]
+    if head_bits is None:
+        return next((quant for quant in quants if quant.head_bits == DEFAULT_HEAD_BITS), quants[0])
+    fitting = [quant for quant in quants if quant.head_bits == head_bits]
     if not fitting:
         have = ", ".join(sorted({f"{quant.head_bits:g}" for quant in quants}))
         raise QuantMismatchError(f"no base quant has a head of {head_bits:g} bits, only {have}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exltune.engines.base import AUTO, Engine, Progress, open_engine
 from exltune.errors import MissingTensorError, NonFiniteError
-from exltune.measure import QuantHead, probe_batches, summarize, uniform_mixes
+from exltune.measure import QuantHead, probe_batches, summarize, uniform_mixes, wider_probes
 from exltune.pipeline.base_quants import find_base_quants, head_source, paths_of, quant_sizes
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import job_hash, provenance
@@ -42,13 +42,18 @@ def measure(
     quants = find_base_quants(quants_dir, model)
     choices = [quant.choice for quant in quants]
     source_of_head = head_source(quants, None)
-    head = QuantHead(source_of_head.choice, source_of_head.head_bits, source_of_head.codebook)
+    heads = {quant.choice: quant.head_bits for quant in quants}
+    head = QuantHead(source_of_head.choice, source_of_head.head_bits, source_of_head.codebook, heads)
     tokens = token_sets(data, model)[Split.SEARCH]
     opened = open_engine(engine, model, paths_of(quants))
     sizes = quant_sizes(opened.inventory, quants, head.bits)
     source = provenance(model, opened.name, tokens, data)
     job = job_hash("measure", source.model_dump(), [size.sha256 for size in sizes], level, head.choice)
-    batches = [uniform_mixes(opened.inventory, choices, head.choice), *probe_batches(opened.inventory, level, choices)]
+    batches = [
+        uniform_mixes(opened.inventory, choices, head.choice),
+        *probe_batches(opened.inventory, level, choices),
+        wider_probes(opened.inventory, head.distinct),
+    ]
     with locked(out):
         store = ScoreStore(out.with_name(f".{out.name}.scores.jsonl"), job)
         _score(opened, batches, ids(tokens), store, reporter)

@@ -1,166 +1,248 @@
-"""`exltune optimize`: seeds from every method, scored where the quants are at hand, the best as a recipe."""
+"""`exltune optimize`: seeds of every method and a search, judged on fresh rows; the best as a recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from exltune.engines.base import AUTO, open_engine
-from exltune.errors import QuantMismatchError
-from exltune.exl3.codebooks import Codebook
-from exltune.inventory import inventory_from_config, model_fingerprint, read_config
-from exltune.metrics import mean_and_se
-from exltune.pipeline.base_quants import BaseQuant, find_base_quants, paths_of
+from exltune.errors import NonFiniteError
+from exltune.inventory import read_config
+from exltune.pipeline.base_quants import paths_of
 from exltune.pipeline.data import check_tokens, ids, token_sets
+from exltune.pipeline.jobs import job_hash
+from exltune.pipeline.measured import quants_at_hand
 from exltune.pipeline.reporter import Reporter, Silent
-from exltune.schema.evaluation import MethodRow
-from exltune.schema.inventory import Inventory
+from exltune.pipeline.search import Scorer, run_rounds, score_seeds
+from exltune.pipeline.space import Asked, Space, search_space
+from exltune.pipeline.standings import all_candidates, standings
+from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import Measurement
+from exltune.schema.mix import CACHE_K, CACHE_V
 from exltune.schema.recipe import Recipe, RecipeDetail
-from exltune.schema.score import Score
-from exltune.schema.seed import Seed
+from exltune.schema.search import FrontPoint, SearchDetail, Standing
 from exltune.schema.tokens import Split
-from exltune.search import SearchProblem, load_all_rules, pick, propose, search_problem
-from exltune.store.files import refuse_existing_file
+from exltune.search import (
+    History,
+    Knobs,
+    Search,
+    SearchProblem,
+    SearchSettings,
+    Surrogate,
+    knob_study,
+    load_all_rules,
+    open_storage,
+    propose,
+    rule_bits,
+    sampler,
+    solve,
+)
+from exltune.store.files import locked, refuse_existing_file
 from exltune.store.records import read_record, write_recipe
 
 
 @dataclass(frozen=True)
+class OptimizeSettings:
+    """How to search. rules: files beside the ones that come with exltune. front: further targets in bpw, each with a
+    recipe of its own. storage: URL of the search's storage; a SQLite file beside the recipe if None. seconds: bound of
+    the loop's time.
+    """
+
+    search: SearchSettings = field(default_factory=SearchSettings)
+    rules: tuple[Heuristics, ...] = ()
+    front: tuple[float, ...] = ()
+    sampler: str = "tpe"
+    storage: str | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Optimized:
-    """The winning recipe and all that was tried; unscored methods carry their predicted KL alone."""
+    """The recipe that is handed over, and how all methods stand."""
 
     recipe: Recipe
-    methods: tuple[MethodRow, ...]
+    detail: SearchDetail
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """Standings of every size, the law at the end, the loop that was run (None without), and mixes that were NaN."""
+
+    standings: Sequence[Sequence[Standing]]
+    law: Surrogate
+    search: Search | None
+    dropped: tuple[str, ...]
 
 
 def optimize(
     file: Path,
-    target_bpw: float,
+    asked: Asked,
     out: Path,
     *,
+    settings: OptimizeSettings | None = None,
     model: Path | None = None,
     quants_dir: Path | None = None,
     engine: str = AUTO,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Optimized:
-    """Propose mixes at a target, score them on the measurement's search set, and write the best one's recipe.
+    """Search the best mix within a budget, judge it against every method on fresh rows, and write its recipe.
 
-    Without the base quants the best prediction wins. model and quants_dir override what the measurement names.
-    Raises: BudgetError for an impossible target, DataError where the measurement or its texts cannot be read,
-    OutputExistsError, QuantMismatchError.
+    Where the base quants are not at hand the best prediction wins and nothing is scored. The same call again goes on
+    with the mixes that its storage holds. model and quants_dir override what the measurement names.
+    Raises: BudgetError for an impossible budget, UsageError, DataError where the measurement or its texts cannot be
+    read, OutputExistsError, QuantMismatchError, StorageError.
     """
-    reporter = reporter or Silent()
+    settings, reporter = settings or OptimizeSettings(), reporter or Silent()
     refuse_existing_file(out, force=force)
     measurement = read_record(file, Measurement)
     model = model or Path(measurement.exltune.provenance.model_path)
-    inventory = inventory_from_config(read_config(model), str(model))
-    problem = _problem(inventory, measurement, target_bpw)
-    seeds = propose(problem, load_all_rules())
-    quants = _quants_at_hand(measurement, quants_dir, model)
-    if quants:
-        scores = _score(file, measurement, seeds, quants, model, engine, reporter)
-        winner = pick(seeds, scores)
-        measured = {seed.name: score for seed, score in zip(seeds, scores, strict=True)}
-    else:
-        reporter.remark("The base quants are not at hand: the best prediction wins, nothing was scored")
-        winner = min(seeds, key=_prediction)
-        measured = {}
-    recipe = _recipe(problem, winner, measured.get(winner.name), measurement)
-    write_recipe(out, recipe)
-    return Optimized(recipe, tuple(_method_row(seed, measured.get(seed.name)) for seed in seeds))
+    space = search_space(read_config(model), model, measurement, asked)
+    run = _Run(space, settings, measurement, out, reporter)
+    with locked(out):
+        quants = quants_at_hand(measurement, quants_dir, model)
+        if quants:
+            tokens = token_sets(measurement.exltune.data, model)
+            check_tokens(tokens[Split.SEARCH], measurement.exltune.provenance.tokens_sha256, file)
+            opened = open_engine(engine, model, paths_of(quants))
+            fresh = Scorer(opened, ids(tokens[Split.SELECTION]))
+            outcome = run.search(Scorer(opened, ids(tokens[Split.SEARCH])), fresh)
+        else:
+            reporter.remark("The base quants are not at hand: the best prediction wins, nothing was scored")
+            outcome = run.predict()
+        return run.write(outcome)
 
 
-def _problem(inventory: Inventory, measurement: Measurement, target_bpw: float) -> SearchProblem:
-    detail = measurement.exltune
-    widths = sorted({probe.bits for group in detail.groups for probe in group.probes})
-    return search_problem(
-        inventory,
-        target_bpw=target_bpw,
-        widths=widths,
-        codebook=cast(Codebook, detail.codebook),
-        head_choice=detail.head_choice,
-        head_bits=detail.head_bits,
-        measurement=measurement,
-    )
+class _Run:
+    """One optimization over one or several sizes; the first is the one that was asked for."""
 
+    def __init__(
+        self, space: Space, settings: OptimizeSettings, measurement: Measurement, out: Path, reporter: Reporter
+    ) -> None:
+        self.space, self.settings, self.measurement = space, settings, measurement
+        self.out, self.reporter = out, reporter
+        self.rules = (*load_all_rules(), *settings.rules)
+        self.problems = [space.problem, *(space.problem.at(target) for target in settings.front)]
+        self.seeds = [propose(problem, self.rules) for problem in self.problems]
 
-def _quants_at_hand(measurement: Measurement, folder: Path | None, model: Path) -> list[BaseQuant]:
-    """The measured base quants, or none where their directories are gone. Raises: QuantMismatchError."""
-    recorded = {choice: Path(path) for choice, path in measurement.exltune.quants.items()}
-    weights = any(model.glob("*.safetensors"))
-    if weights and model_fingerprint(model) != measurement.exltune.provenance.model_sha256:
-        raise QuantMismatchError("the measurement is of another model", where=str(model), fix="Measure this model")
-    if folder is None:
-        if not all(path.is_dir() for path in recorded.values()) or not weights:
-            return []
-        folder = next(iter(recorded.values())).parent
-    quants = [quant for quant in find_base_quants(folder, model) if quant.choice in recorded]
-    missing = recorded.keys() - {quant.choice for quant in quants}
-    if missing:
-        raise QuantMismatchError(
-            f"the measurement knows base quants that are not here: {', '.join(sorted(missing))} bits",
-            where=str(folder),
-            fix="Give the folder that was measured with --quants",
+    def predict(self) -> SearchOutcome:
+        """Rank by prediction alone."""
+        law = Surrogate(self.problems[0])
+        ranked = []
+        for problem, seeds in zip(self.problems, self.seeds, strict=True):
+            best = solve(problem, law.energies())
+            assert best is not None, "a problem is feasible when it is made"
+            ranked.append(standings(problem, all_candidates(problem, seeds, {"search-law": best}), law))
+        return SearchOutcome(ranked, law, None, ())
+
+    def search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
+        """Score seeds, run the loop, and judge all that is left on fresh rows."""
+        rows, storage = len(scorer.tokens), open_storage(self._storage_url())
+        history = History(storage, self._key())
+        with self.reporter.stage("Scoring seeds") as progress:
+            seeds = [seed for seeds in self.seeds for seed in seeds if not history.whole(seed.mix.choices, rows)]
+            score_seeds(seeds, scorer, history, progress)
+        objectives = min(len(self.problems), 2)
+        chosen = sampler(self.settings.sampler, self.settings.search.seed, objectives=objectives)
+        study = knob_study(storage, self._key(), chosen, objectives=objectives)
+        knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
+        search = Search(self.problems, self.settings.search, rows, history, knobs)
+        run_rounds(search, scorer, self.reporter, seconds=self.settings.seconds)
+        ranked = self._judge(search, history, fresh)
+        return SearchOutcome(ranked, search.surrogate, search, (*scorer.dropped, *fresh.dropped))
+
+    def _judge(self, search: Search, history: History, fresh: Scorer) -> list[list[Standing]]:
+        """Seeds and finalists of every size on rows that no fit has seen."""
+        candidates = [
+            all_candidates(problem, seeds, search.finalists(number))
+            for number, (problem, seeds) in enumerate(zip(self.problems, self.seeds, strict=True))
+        ]
+        mixes = {f"{size} {one.name}": one for size, many in enumerate(candidates) for one in many}
+        with self.reporter.stage("Judging on the selection set") as progress:
+            renamed = [one.mix.model_copy(update={"name": name}) for name, one in mixes.items()]
+            found = dict(zip(mixes, fresh.scores(renamed, slice(None), progress), strict=True))
+        ranked = []
+        for size, (problem, many) in enumerate(zip(self.problems, candidates, strict=True)):
+            scores = {one.name: score for one in many if (score := found[f"{size} {one.name}"]) is not None}
+            if not scores:
+                raise NonFiniteError("no mix at this size has finite scores", fix="Check the base quants")
+            ranked.append(standings(problem, many, search.surrogate, history, scores))
+        return ranked
+
+    def write(self, outcome: SearchOutcome) -> Optimized:
+        """Write the recipe of every size; the one asked for last, so that it is there only when all are."""
+        points = []
+        for problem, ranked in zip(self.problems[1:], outcome.standings[1:], strict=True):
+            path = self.out.with_name(f"{self.out.stem}-{problem.target_bpw:g}bpw{self.out.suffix}")
+            write_recipe(path, self._recipe(problem, ranked, self._detail(outcome, ranked, ())))
+            points.append(_point(problem, ranked[0], str(path)))
+        first = outcome.standings[0]
+        front = tuple(sorted((*points, _point(self.problems[0], first[0], str(self.out))), key=lambda one: one.bpw))
+        detail = self._detail(outcome, first, front if points else ())
+        recipe = self._recipe(self.problems[0], first, detail)
+        write_recipe(self.out, recipe)
+        return Optimized(recipe, detail)
+
+    def _detail(
+        self, outcome: SearchOutcome, ranked: Sequence[Standing], front: tuple[FrontPoint, ...]
+    ) -> SearchDetail:
+        search = outcome.search
+        return SearchDetail(
+            outcome=ranked[0].name,
+            searched=search is not None,
+            passes=search.ledger.passes if search else 0.0,
+            rounds=tuple(search.rounds) if search else (),
+            standings=tuple(ranked),
+            exponents=outcome.law.exponents(),
+            dropped=outcome.dropped,
+            front=front,
         )
-    for quant in quants:
-        if model_fingerprint(quant.path) != measurement.exltune.quant_sha256[quant.choice]:
-            raise QuantMismatchError(
-                "it is another quant than the one that was measured", where=str(quant.path), fix="Measure again"
-            )
-    return quants
+
+    def _recipe(self, problem: SearchProblem, ranked: Sequence[Standing], detail: SearchDetail) -> Recipe:
+        winner = ranked[0]
+        head = problem.inventory.head.id
+        k, v = (winner.choices.get(key) for key in (CACHE_K, CACHE_V))
+        return Recipe(
+            target_bpw=problem.target_bpw,
+            achieved_bpw=winner.bpw,
+            head_bits=problem.head_bits_of(winner.choices[head]),
+            tensors={key: float(winner.choices[g.id]) for g in problem.inventory.groups for key in g.tensors},
+            exltune=RecipeDetail(
+                source=winner.name,
+                choices=winner.choices,
+                size_bytes=winner.size_bytes,
+                head_choice=winner.choices[head],
+                predicted_kld_nats=winner.predicted_kld,
+                measured_kld_nats=winner.selection_kld,
+                measured_kld_se_nats=winner.selection_kld_se,
+                budget=self.space.budget,
+                cache=None if k is None else f"{k},{v}",
+                search=detail,
+                provenance=self.measurement.exltune.provenance,
+            ),
+        )
+
+    def _storage_url(self) -> str:
+        return self.settings.storage or f"sqlite:///{self.out.with_suffix('.search.db').resolve()}"
+
+    def _key(self) -> str:
+        """Names what is searched: mixes scored for it are taken up again, those of anything else never."""
+        detail = self.measurement.exltune
+        budgets = [problem.budget_bytes for problem in self.problems]
+        units = [(unit.id, [option.choice for option in unit.options]) for unit in self.problems[0].units]
+        extras = dict(self.problems[0].extras)
+        return job_hash("search", detail.provenance.model_dump(), detail.quant_sha256, budgets, units, extras)[:16]
 
 
-def _score(
-    file: Path,
-    measurement: Measurement,
-    seeds: Sequence[Seed],
-    quants: Sequence[BaseQuant],
-    model: Path,
-    engine: str,
-    reporter: Reporter,
-) -> list[Score]:
-    tokens = token_sets(measurement.exltune.data, model)[Split.SEARCH]
-    check_tokens(tokens, measurement.exltune.provenance.tokens_sha256, file)
-    opened = open_engine(engine, model, paths_of(quants))
-    with reporter.stage("Scoring seeds") as progress:
-        return opened.score([seed.mix for seed in seeds], ids(tokens), progress)
-
-
-def _recipe(problem: SearchProblem, seed: Seed, score: Score | None, measurement: Measurement) -> Recipe:
-    kld = None if score is None else mean_and_se(score.kl_ref_mix, score.positions)
-    choices = seed.mix.choices
-    return Recipe(
+def _point(problem: SearchProblem, winner: Standing, recipe: str) -> FrontPoint:
+    return FrontPoint(
         target_bpw=problem.target_bpw,
-        achieved_bpw=seed.size.bpw,
-        head_bits=problem.head_bits,
-        tensors={key: float(choices[group.id]) for group in problem.inventory.groups for key in group.tensors},
-        exltune=RecipeDetail(
-            source=seed.name,
-            choices=choices,
-            size_bytes=seed.size.size_bytes,
-            head_choice=problem.head_choice,
-            predicted_kld_nats=seed.predicted_kld_nats,
-            measured_kld_nats=kld.mean if kld else None,
-            measured_kld_se_nats=kld.se if kld else None,
-            provenance=measurement.exltune.provenance,
-        ),
+        bpw=winner.bpw,
+        size_bytes=winner.size_bytes,
+        winner=winner.name,
+        selection_kld=winner.selection_kld,
+        selection_kld_se=winner.selection_kld_se,
+        predicted_kld=winner.predicted_kld,
+        recipe=recipe,
     )
-
-
-def _method_row(seed: Seed, score: Score | None) -> MethodRow:
-    kld = None if score is None else mean_and_se(score.kl_ref_mix, score.positions)
-    return MethodRow(
-        name=seed.name,
-        size_bytes=seed.size.size_bytes,
-        bpw=seed.size.bpw,
-        kl_ref_quant=kld.mean if kld else None,
-        kl_ref_quant_se=kld.se if kld else None,
-        predicted_kld=seed.predicted_kld_nats,
-    )
-
-
-def _prediction(seed: Seed) -> float:
-    return float("inf") if seed.predicted_kld_nats is None else seed.predicted_kld_nats

@@ -40,22 +40,36 @@ DEFAULT_HEAD_BITS = 6.0
 
 @dataclass(frozen=True)
 class QuantizeSettings:
-    """Bit widths of the base quants, the head's bits, and the codebook of all."""
+    """Bit widths of the base quants, the head's bits (one for all, or one for each width), and the codebook of all."""
 
     widths: tuple[float, ...] = DEFAULT_WIDTHS
-    head_bits: float = DEFAULT_HEAD_BITS
+    head_bits: tuple[float, ...] = (DEFAULT_HEAD_BITS,)
     codebook: Codebook = "mul1"
 
     def check(self) -> None:
         """Raise UsageError for bits that do not exist."""
         if not self.widths:
             raise UsageError("no bit widths are given", fix="For example --bits 2,3,4")
-        for bits in (*self.widths, self.head_bits):
+        if len(self.head_bits) not in (1, len(self.widths)):
+            raise UsageError(
+                f"there are {len(self.head_bits)} bits for heads and {len(self.widths)} base quants",
+                fix="Give --head-bits one number for all, or one for each of --bits",
+            )
+        for bits in (*self.widths, *self.head_bits):
             check_bits(bits, self.codebook)
+
+    def head_of(self, bits: float) -> float:
+        """The head's bits in the base quant at a width."""
+        return self.head_bits[self.widths.index(bits)] if len(self.head_bits) > 1 else self.head_bits[0]
+
+    @property
+    def default_head(self) -> float:
+        """The head's bits of mixes that do not choose them: exllamav3's default where a base quant has it."""
+        return DEFAULT_HEAD_BITS if DEFAULT_HEAD_BITS in self.head_bits else self.head_bits[0]
 
     def directory(self, bits: float) -> str:
         """Name of the base quant at a width, e.g. `3bpw_H6`."""
-        return f"{bits:g}bpw_H{self.head_bits:g}"
+        return f"{bits:g}bpw_H{self.head_of(bits):g}"
 
 
 def quantize(
@@ -98,9 +112,7 @@ class _Run:
         self.engine, self.out, self.settings, self.data = engine, out, settings, data
         self.tokens = token_sets(data, engine.model_dir)[Split.CALIBRATION]
         fingerprint = model_fingerprint(engine.model_dir)
-        self.job = job_hash(
-            "quantize", fingerprint, self.tokens.info.sha256, settings.codebook, settings.head_bits, engine.name
-        )
+        self.job = job_hash("quantize", fingerprint, self.tokens.info.sha256, settings.codebook, engine.name)
         self.store = TensorStore(out / ".exltune" / self.job[:16])
 
     @property
@@ -129,7 +141,7 @@ class _Run:
 
     def quantize(self, widths: Sequence[float], reporter: Reporter) -> None:
         """Quantize what the store does not hold yet."""
-        wanted = all_jobs(self.inventory, widths, self.settings.head_bits)
+        wanted = all_jobs(self.inventory, widths, [self.settings.head_of(bits) for bits in widths])
         todo = [job for job in wanted if job not in self.store]
         if len(todo) < len(wanted):
             reporter.remark(f"Taking up again: {len(wanted) - len(todo)} of {len(wanted)} tensors are done")
@@ -159,12 +171,12 @@ class _Run:
                 self._assemble(bits, force, progress)
 
     def _assemble(self, bits: float, force: bool, progress: Progress) -> None:
-        jobs = {job.key: job for job in all_jobs(self.inventory, [bits], self.settings.head_bits)}
+        jobs = {job.key: job for job in all_jobs(self.inventory, [bits], [self.settings.head_of(bits)])}
         directory = self.out / self.settings.directory(bits)
         with new_directory(directory, force=force, replaces=QUANTIZATION_CONFIG) as partial:
             quantization = {
                 "bits": bits,
-                "head_bits": self.settings.head_bits,
+                "head_bits": self.settings.head_of(bits),
                 "calibration": {"rows": self.tokens.info.rows, "cols": self.tokens.info.row_length},
                 "out_scales": "always",
                 "codebook": self.settings.codebook,
@@ -183,7 +195,7 @@ class _Run:
         notes = {key: self.store.note(*job) for key, job in jobs.items()}
         return QuantRecord(
             bits=bits,
-            head_bits=self.settings.head_bits,
+            head_bits=self.settings.head_of(bits),
             codebook=self.settings.codebook,
             job=self.job,
             rare_experts=tuple(sorted({key.rpartition(".")[0] for key, note in notes.items() if note.rare})),

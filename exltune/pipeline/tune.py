@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from exltune.budget import Limits
 from exltune.engines.base import AUTO, open_engine
 from exltune.errors import ExltuneError, OutputExistsError
 from exltune.inventory import load_inventory, model_fingerprint
@@ -13,18 +14,19 @@ from exltune.pipeline.base_quants import RECIPE, find_base_quants
 from exltune.pipeline.build import build
 from exltune.pipeline.jobs import job_hash
 from exltune.pipeline.measure import measure
-from exltune.pipeline.optimize import optimize
+from exltune.pipeline.optimize import OptimizeSettings, optimize
 from exltune.pipeline.quantize import QuantizeSettings, quantize
 from exltune.pipeline.reporter import Reporter, Silent
+from exltune.pipeline.space import Asked
 from exltune.pipeline.verdict import judge
 from exltune.schema.base import Record
-from exltune.schema.evaluation import Evaluation, MethodRow, TuneResult, Verdict
+from exltune.schema.evaluation import Evaluation, TuneResult, Verdict
 from exltune.schema.tokens import DataSettings
 from exltune.search import search_problem
 from exltune.store.files import exclusive, is_empty_but_for
 from exltune.store.records import read_record, write_record
 
-JOB, QUANTS, MEASUREMENT, METHODS = "tune.json", "quants", "measurement.json", "methods.json"
+JOB, QUANTS, MEASUREMENT = "tune.json", "quants", "measurement.json"
 MODEL, EVALUATION, VERDICT = "model", "evaluation.json", "verdict.json"
 
 
@@ -38,12 +40,6 @@ class TuneJob(Record):
     job: str
 
 
-class Methods(Record):
-    """The seeds that optimize tried."""
-
-    methods: tuple[MethodRow, ...]
-
-
 def tune(
     model: Path,
     out: Path,
@@ -52,6 +48,7 @@ def tune(
     data: DataSettings,
     *,
     level: int = 3,
+    search: OptimizeSettings | None = None,
     engine: str = AUTO,
     reporter: Reporter | None = None,
 ) -> TuneResult:
@@ -67,11 +64,17 @@ def tune(
         quantize(model, out / QUANTS, settings, data, engine=engine, reporter=reporter)
         if not (out / MEASUREMENT).is_file():
             measure(model, out / QUANTS, out / MEASUREMENT, data, level=level, engine=engine, reporter=reporter)
-        if not (out / RECIPE).is_file() or not (out / METHODS).is_file():
-            optimized = optimize(
-                out / MEASUREMENT, target_bpw, out / RECIPE, model=model, engine=engine, force=True, reporter=reporter
+        if not (out / RECIPE).is_file():
+            optimize(
+                out / MEASUREMENT,
+                Asked(Limits(target_bpw=target_bpw)),
+                out / RECIPE,
+                settings=search,
+                model=model,
+                engine=engine,
+                force=True,
+                reporter=reporter,
             )
-            write_record(out / METHODS, Methods(methods=optimized.methods))
         if not (out / MODEL).is_dir():
             build(out / RECIPE, out / QUANTS, out / MODEL, model=model, reporter=reporter)
         if not (out / VERDICT).is_file():
@@ -87,7 +90,7 @@ def _check_target(model: Path, target_bpw: float, settings: QuantizeSettings) ->
         widths=settings.widths,
         codebook=settings.codebook,
         head_choice="",
-        head_bits=settings.head_bits,
+        head_bits=settings.default_head,
     )
 
 
@@ -124,8 +127,7 @@ def _claimed(out: Path, job: TuneJob) -> Iterator[None]:
 def _judge(model: Path, out: Path, data: DataSettings, engine: str, reporter: Reporter) -> None:
     quants = find_base_quants(out / QUANTS, model)
     opened = open_engine(engine, model, {**{q.choice: q.path for q in quants}, MODEL: out / MODEL})
-    methods = read_record(out / METHODS, Methods).methods
-    evaluation, verdict = judge(opened, quants, out / MODEL, out / RECIPE, methods, data, reporter)
+    evaluation, verdict = judge(opened, quants, out / MODEL, out / RECIPE, data, reporter)
     write_record(out / EVALUATION, evaluation)
     write_record(out / VERDICT, verdict)
 

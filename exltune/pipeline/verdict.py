@@ -14,7 +14,8 @@ from exltune.pipeline.base_quants import BaseQuant, head_source
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import provenance
 from exltune.pipeline.reporter import Reporter
-from exltune.schema.evaluation import Evaluation, EvaluationRow, MethodRow, Verdict
+from exltune.pipeline.standings import SEARCHED
+from exltune.schema.evaluation import Evaluation, EvaluationRow, Verdict
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Mix, MixSize, choice_of_bits
 from exltune.schema.score import Score
@@ -22,16 +23,12 @@ from exltune.schema.tokens import DataSettings, Split
 from exltune.search import smallest_strategy_at_least
 from exltune.store.records import read_recipe
 
-#: Names of the seeds in recipes that are no search: everything else came from the measurement.
-_SEARCHED = ("knapsack", "knapsack-fit")
-
 
 def judge(
     engine: Engine,
     quants: Sequence[BaseQuant],
     model: Path,
     recipe: Path,
-    methods: tuple[MethodRow, ...],
     data: DataSettings,
     reporter: Reporter,
 ) -> tuple[Evaluation, Verdict]:
@@ -49,15 +46,17 @@ def judge(
     uniform_row = _row(uniform.name, uniform_path, uniform_size, scores[-2])
     tuned_row = _row("tuned", str(model), tuned_size, scores[-1])
     difference = paired_difference(scores[-2], scores[-1])
-    source = read_recipe(recipe).exltune
-    name = source.source if source is not None else "unknown"
+    made = read_recipe(recipe).exltune
+    assert made is not None, "optimize writes it"
+    assert made.search is not None, "optimize writes it"
     verdict = Verdict(
-        source="search" if name in _SEARCHED else name,
+        source=made.source,
+        searched=made.source.startswith(SEARCHED),
         tuned=tuned_row,
         uniform=uniform_row,
         difference=difference.mean,
         difference_ci95=(difference.ci_low, difference.ci_high),
-        methods=methods,
+        standings=made.search.standings,
     )
     evaluation = Evaluation(
         rows=(*rows, uniform_row, tuned_row), provenance=provenance(engine.model_dir, engine.name, tokens, data)

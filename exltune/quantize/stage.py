@@ -35,11 +35,11 @@ class QuantizedTensor:
     rare_experts: tuple[str, ...]
 
 
-def all_jobs(inventory: Inventory, widths: Collection[float], head_bits: float) -> list[TensorJob]:
-    """Every linear of the groups at every width, and the head at its own."""
+def all_jobs(inventory: Inventory, widths: Collection[float], head_widths: Collection[float]) -> list[TensorJob]:
+    """Every linear of the groups at every width, and the head at its own ones."""
     keys = [spec.key for spec in inventory.linears if spec.role not in (Role.HEAD, Role.ROUTER)]
     return [TensorJob(key, bits) for key in keys for bits in widths] + [
-        TensorJob(key, head_bits) for key in inventory.head.tensors
+        TensorJob(key, bits) for key in inventory.head.tensors for bits in dict.fromkeys(head_widths)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from exltune.schema.base import Record
 from exltune.schema.provenance import Provenance
+from exltune.schema.search import Standing
 
 
 class EvaluationRow(Record):
@@ -47,7 +48,7 @@ class PairedDifference(Record):
 
 
 class MethodRow(Record):
-    """A seed that was tried: its bytes and what it scored on the search set (nats/token); None where unscored."""
+    """A mix that was tried: its bytes and its KL (nats/token) on the set it was scored on; None where unscored."""
 
     name: str
     size_bytes: int
@@ -58,14 +59,17 @@ class MethodRow(Record):
 
 
 class Verdict(Record):
-    """Tuned against uniform on held-out tokens, and every method that was tried."""
+    """Tuned against uniform on held-out tokens. source: the method whose mix was handed over; searched: whether it is
+    the search's own; standings: every method on the selection set, the one handed over first.
+    """
 
     source: str
+    searched: bool
     tuned: EvaluationRow
     uniform: EvaluationRow
     difference: float
     difference_ci95: tuple[float, float]
-    methods: tuple[MethodRow, ...]
+    standings: tuple[Standing, ...]
 
 
 class TuneResult(Record):

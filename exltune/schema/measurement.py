@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from exltune.schema.base import Record
 from exltune.schema.evaluation import MethodRow
 from exltune.schema.inventory import Role
@@ -64,7 +66,9 @@ class MeasurementDetail(Record):
     """What exltune stores beside exllamav3's fields.
 
     base: the choice of all unprobed groups. quants: choice -> base quant directory, with their content hashes beside.
-    mixes: the uniform base quants, scored whole on the same rows.
+    heads: bits of the head in every base quant, by choice.
+    wider: the head and the halves of the KV cache, swapped alone as groups are (size_bytes of the cache: 0, it depends
+    on the context). mixes: the uniform base quants, scored whole on the same rows.
     """
 
     schema_version: int = 1
@@ -77,6 +81,8 @@ class MeasurementDetail(Record):
     codebook: str
     data: DataSettings
     groups: tuple[MeasuredGroup, ...]
+    wider: tuple[MeasuredGroup, ...] = ()
+    heads: dict[str, float] = Field(default_factory=dict)
     mixes: tuple[MethodRow, ...] = ()
     provenance: Provenance
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from exltune.schema.base import Record
 from exltune.schema.provenance import Provenance
+from exltune.schema.search import Budget, SearchDetail
 
 
 class RecipeDetail(Record):
-    """What exltune adds and exllamav3 ignores. Predicted and measured KL are different fields, never mixed."""
+    """What exltune adds and exllamav3 ignores. Predicted and measured KL are different fields, never mixed.
+
+    measured_kld_nats: on the selection set where the mix was scored. cache: bits of the KV cache that it was chosen
+    with, such as "5,4"; None for fp16.
+    """
 
     schema_version: int = 1
     source: str
@@ -17,6 +22,9 @@ class RecipeDetail(Record):
     predicted_kld_nats: float | None = None
     measured_kld_nats: float | None = None
     measured_kld_se_nats: float | None = None
+    budget: Budget | None = None
+    cache: str | None = None
+    search: SearchDetail | None = None
     provenance: Provenance
 
 

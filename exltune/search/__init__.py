@@ -1,21 +1,21 @@
 """The search for the bits of every group at a budget; no torch."""
 
 from exltune.search.exact import solve
-from exltune.search.floors import floors
 from exltune.search.history import SEED, History, knob_study, open_storage
 from exltune.search.knapsack import Option, solve_knapsack
-from exltune.search.knobs import ONE_OBJECTIVE, SAMPLERS, Knobs, sampler
+from exltune.search.knobs import SAMPLERS, Knobs, rule_bits, sampler
 from exltune.search.loop import Proposal, Search, SearchSettings
 from exltune.search.makers import MAKERS
 from exltune.search.problem import SearchProblem, Unit, UnitOption, cache_unit, head_unit, search_problem
 from exltune.search.proposals import PROPOSERS, Proposer, propose
+from exltune.search.rule_floors import floors
 from exltune.search.rules import RULES_DIR, load_all_rules, load_rules, rules_mix
 from exltune.search.strategy import StrategyQuant, exllamav3_strategy, smallest_strategy_at_least, strategy_within
 from exltune.search.surrogate import Surrogate
+from exltune.search.wishes import unmatched
 
 __all__ = [
     "MAKERS",
-    "ONE_OBJECTIVE",
     "PROPOSERS",
     "RULES_DIR",
     "SAMPLERS",
@@ -41,6 +41,7 @@ __all__ = [
     "load_rules",
     "open_storage",
     "propose",
+    "rule_bits",
     "rules_mix",
     "sampler",
     "search_problem",
@@ -48,4 +49,5 @@ __all__ = [
     "solve",
     "solve_knapsack",
     "strategy_within",
+    "unmatched",
 ]

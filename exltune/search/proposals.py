@@ -1,4 +1,4 @@
-"""Seeds: what every method proposes at a budget, and the choice among them by what they scored."""
+"""Seeds: what every method proposes at a budget."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from exltune.schema.heuristics import Heuristics
-from exltune.schema.mix import choice_of_bits
-from exltune.schema.score import Score
 from exltune.schema.seed import Seed
 from exltune.search.costs import CostTable, fitted_costs, measured_costs, nmse
 from exltune.search.knapsack import Option, solve_knapsack
@@ -26,14 +24,14 @@ def uniform(problem: SearchProblem) -> Seed | None:
     """The plain base quant with the most bits within the budget."""
     for width in reversed(problem.widths):
         bits = dict.fromkeys(problem.group_ids, width)
-        if problem.groups_bytes(bits) <= problem.budget_bytes:
+        if problem.groups_bytes(bits) <= problem.groups_budget_bytes:
             return problem.seed("uniform", bits)
     return None
 
 
 def strategy(problem: SearchProblem, hq: int = 0) -> Seed | None:
     """exllamav3's own strategy, plain or hq, at its largest quant within the budget."""
-    bits = strategy_within(problem.sizes, problem.budget_bytes, problem.widths, hq)
+    bits = strategy_within(problem.sizes, problem.groups_budget_bytes, problem.widths, hq)
     return None if bits is None else problem.seed("exllamav3-hq" if hq else "exllamav3-strategy", bits)
 
 
@@ -77,29 +75,21 @@ def propose(problem: SearchProblem, rules: Sequence[Heuristics] = ()) -> tuple[S
     return tuple(_with_prediction(seed, table) for seed in found if seed is not None)
 
 
-def pick(seeds: Sequence[Seed], scores: Sequence[Score]) -> Seed:
-    """The seed with the least mean KL(reference‖mix) on the same rows; of equals the smaller one."""
-    ranked = sorted(
-        zip(seeds, scores, strict=True), key=lambda pair: (sum(pair[1].kl_ref_mix), pair[0].size.size_bytes)
-    )
-    return ranked[0][0]
-
-
 def _best_sum(problem: SearchProblem, name: str, table: CostTable) -> Seed:
     tie_break = _PRIOR_SHARE * (sum(max(costs[problem.widths[0]], 0.0) for costs in table.costs.values()) or 1.0)
     numel = sum(unit.numel for unit in table.units)
     items = {}
-    for unit in table.units:
+    for unit in problem.group_units:
         share = tie_break * unit.numel / numel
         items[unit.id] = [
             Option(
-                choice=choice_of_bits(width),
-                size_bytes=sum(problem.sizes.group_bytes(member, width) for member in unit.members),
-                cost=table.costs[unit.id][width] + share * float(nmse(width) / nmse(problem.widths[0])),
+                choice=option.choice,
+                size_bytes=option.size_bytes,
+                cost=table.costs[unit.id][option.bits] + share * float(nmse(option.bits) / nmse(problem.widths[0])),
             )
-            for width in problem.widths
+            for option in unit.options
         ]
-    chosen = solve_knapsack(items, problem.budget_bytes)
+    chosen = solve_knapsack(items, problem.groups_budget_bytes)
     bits = {member: float(chosen[unit.id]) for unit in table.units for member in unit.members}
     return problem.seed(name, bits).model_copy(update={"predicted_kld_nats": table.predict(bits)})
 
@@ -107,5 +97,5 @@ def _best_sum(problem: SearchProblem, name: str, table: CostTable) -> Seed:
 def _with_prediction(seed: Seed, table: CostTable | None) -> Seed:
     if table is None or seed.predicted_kld_nats is not None:
         return seed
-    bits = {group: float(choice) for group, choice in seed.mix.choices.items()}
+    bits = {member: float(seed.mix.choices[member]) for unit in table.units for member in unit.members}
     return seed.model_copy(update={"predicted_kld_nats": table.predict(bits)})

@@ -159,9 +159,11 @@ class ReferenceEngine:
 
 
 def _scores(mixes: Sequence[Mix], tree: PrefixTree, sums: RowSums, positions: int) -> list[Score]:
-    scores = []
-    for mix, leaf in zip(mixes, tree.leaves, strict=True):
-        if not torch.isfinite(sums[leaf]).all():
-            raise NonFiniteError(f"the scores of mix {mix.name!r} are NaN or inf", fix="Check the quants it is made of")
-        scores.append(score_from_rows(mix.name, sums[leaf].numpy(), positions))
-    return scores
+    pairs = list(zip(mixes, tree.leaves, strict=True))
+    broken = tuple(mix.name for mix, leaf in pairs if not torch.isfinite(sums[leaf]).all())
+    if broken:
+        names = ", ".join(map(repr, broken))
+        raise NonFiniteError(
+            f"the scores of mix {names} are NaN or inf", fix="Check the quants it is made of", mixes=broken
+        )
+    return [score_from_rows(mix.name, sums[leaf].numpy(), positions) for mix, leaf in pairs]

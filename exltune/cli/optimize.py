@@ -1,0 +1,196 @@
+"""`exltune optimize`: the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from exltune.cli import memory, options
+from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
+from exltune.errors import UsageError
+
+if TYPE_CHECKING:
+    from exltune.pipeline.optimize import OptimizeSettings
+    from exltune.schema.hardware import CacheBits
+    from exltune.schema.heuristics import Heuristics
+
+Passes = Annotated[
+    float, typer.Option("--passes", min=0, help="Model passes over the search set that the search may spend.")
+]
+Time = Annotated[
+    str | None, typer.Option("--time", help="Stop searching after so long, such as 2h or 45m.", show_default=False)
+]
+
+
+def optimize(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What measure wrote.")],
+    out: options.Out,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(
+            "--target-bpw",
+            help="The most bpw, as exllamav3 counts: all linears but the head, scales included.",
+            show_default=False,
+        ),
+    ] = None,
+    size: memory.Size = None,
+    vram: memory.Vram = None,
+    gpus: memory.Gpus = None,
+    context: memory.Context = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            "--cache",
+            help="Bits of the cache's keys and values, such as 5,4, or fp16; auto trades them against weights.",
+            show_default=False,
+        ),
+    ] = None,
+    head_bits: Annotated[
+        str | None, typer.Option("--head-bits", help="Bits of the head, or auto to search them.", show_default=False)
+    ] = None,
+    chunk: memory.Chunk = memory.CHUNK,
+    slots: memory.Slots = memory.SLOTS,
+    tensor_parallel: memory.TensorParallel = False,
+    ram: memory.Ram = None,
+    offload_layers: memory.OffloadLayers = 0,
+    rules: Annotated[
+        list[Path] | None, typer.Option("--rules", help="Your own rules (YAML) as one more method; repeatable.")
+    ] = None,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option("--floor", help="Rules (a name or a file) that no mix may fall below; repeatable."),
+    ] = None,
+    front: Annotated[
+        str | None,
+        typer.Option("--front", help="Further targets in bpw, such as 2.6,3,4.", show_default=False),
+    ] = None,
+    passes: Passes = 48.0,
+    time: Time = None,
+    sampler: Annotated[
+        str, typer.Option("--sampler", help="Optuna's sampler of the search's knobs: tpe, gp, cmaes, nsga2, random.")
+    ] = "tpe",
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", help="URL of an Optuna storage for the search.", show_default="a SQLite file"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the search.")] = 0,
+    model: Annotated[Path | None, typer.Option("--model", help="The model, if it moved.", show_default=False)] = None,
+    quants: Annotated[
+        Path | None, typer.Option("--quants", help="The base quants, if they moved.", show_default=False)
+    ] = None,
+    engine: options.EngineName = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Search the best mix within a budget and judge it on fresh rows against every other method.
+
+    The same command again goes on with what its storage holds. Without the base quants the best prediction wins.
+    """
+    with errors_in_one_line(json):
+        from exltune.cli.tables import search_lines, standings_table
+        from exltune.pipeline.optimize import optimize as run
+        from exltune.pipeline.space import Asked
+        from exltune.schema.hardware import Use
+
+        asked = Asked(
+            limits=memory.limits(gpus, vram, ram, target_bpw, size),
+            use=Use(
+                context=context,
+                chunk=chunk,
+                slots=slots,
+                tensor_parallel=tensor_parallel,
+                offload_layers=offload_layers,
+            ),
+            cache=_cache(cache),
+            head=_head(head_bits),
+            floors=_floors(floor or []),
+        )
+        found = run(
+            file,
+            asked,
+            out,
+            settings=search_settings(passes, time, seed, sampler, storage, rules or [], front),
+            model=model,
+            quants_dir=quants,
+            engine=engine,
+            force=force,
+            reporter=RichReporter(),
+        )
+        if json:
+            detail = found.recipe.exltune
+            assert detail is not None, "optimize writes it"
+            print_json(
+                {
+                    "recipe": str(out),
+                    "source": detail.source,
+                    "achieved_bpw": found.recipe.achieved_bpw,
+                    "size_bytes": detail.size_bytes,
+                    "head_bits": found.recipe.head_bits,
+                    "cache": detail.cache,
+                    "budget": detail.budget.model_dump(mode="json") if detail.budget else None,
+                    "search": found.detail.model_dump(mode="json"),
+                }
+            )
+            return
+        output().print(standings_table(found.detail.standings))
+        for line in search_lines(found.recipe, found.detail):
+            typer.echo(line)
+        typer.echo(out)
+
+
+def search_settings(
+    passes: float,
+    time: str | None,
+    seed: int,
+    sampler: str = "tpe",
+    storage: str | None = None,
+    rules: list[Path] | None = None,
+    front: str | None = None,
+) -> OptimizeSettings:
+    """How to search, from options. Raises: UsageError naming the option."""
+    from exltune.pipeline.optimize import OptimizeSettings
+    from exltune.search import SearchSettings, load_rules
+
+    return OptimizeSettings(
+        search=SearchSettings(passes=passes, seed=seed),
+        rules=tuple(load_rules(path) for path in rules or []),
+        front=() if front is None else options.parse_numbers("--front", front, "2.6,3,4"),
+        sampler=sampler,
+        storage=storage,
+        seconds=None if time is None else _seconds(time),
+    )
+
+
+def _seconds(text: str) -> float:
+    from humanfriendly import InvalidTimespan, parse_timespan
+
+    try:
+        seconds = float(parse_timespan(text))
+    except InvalidTimespan as error:
+        raise UsageError(f"--time {text!r} is no time", fix="For example --time 2h or --time 45m") from error
+    if text.strip().replace(".", "", 1).isdigit():
+        raise UsageError(f"--time {text!r} has no unit", fix=f"Write {text}h, {text}m or {text}s")
+    return seconds
+
+
+def _head(text: str | None) -> float | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    return options.parse_numbers("--head-bits", text, "6")[0]
+
+
+def _cache(text: str | None) -> CacheBits | Literal["auto"] | None:
+    if text is None:
+        return None
+    return "auto" if text == "auto" else memory.cache_bits(text)
+
+
+def _floors(names: list[str]) -> tuple[Heuristics, ...]:
+    from exltune.search import load_all_rules, load_rules
+
+    known = {rules.name: rules for rules in load_all_rules()}
+    return tuple(known[name] if name in known else load_rules(name) for name in names)

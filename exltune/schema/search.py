@@ -1,0 +1,104 @@
+"""What a search did, for the recipe and for people: rounds, standings on fresh rows, and what was dropped."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from exltune.schema.base import Record
+from exltune.schema.mix import Choice
+from exltune.schema.plan import Limit
+
+
+class Budget(Record):
+    """What the mix was to fit. binding: the limit that is tightest; limits: the bpw that each of them allows."""
+
+    binding: Limit
+    limits: dict[str, float]
+    target_bpw: float | None = None
+    size_bytes: int | None = None
+    gpus: tuple[int, ...] = ()
+    vram_bytes: int | None = None
+    context: int | None = None
+    groups_budget_bytes: int
+
+
+class ScoredMix(Record):
+    """A mix and what it scored on the first rows of the search set.
+
+    kld_rows: (rows scored,) mean KL(reference‖mix) of each row, nats/token. source: what proposed it.
+    """
+
+    source: str
+    choices: dict[str, Choice]
+    size_bytes: int
+    kld_rows: tuple[float, ...]
+
+
+class Round(Record):
+    """One round of the loop.
+
+    passes: spent so far. sources: mixes scored, by what proposed them. rank_correlation (Spearman) and log_error
+    (standard deviation of log KL): of the law's predictions, made before the round's mixes were scored. held_kld: of
+    the mix held at every size, on the search set. gamma: the law's exponent from error energy to KL.
+    """
+
+    number: int
+    passes: float
+    sources: dict[str, int]
+    rank_correlation: float | None
+    log_error: float | None
+    held_kld: tuple[float | None, ...]
+    gamma: float
+
+
+class Standing(Record):
+    """How one method stands at the end.
+
+    search_kld and selection_kld: measured mean KL(reference‖mix), nats/token, with standard errors; the selection set
+    is fresh rows that no fit has seen. margin: selection KL over the handed-over mix's, paired by row, with its 95 %
+    interval; positive means worse than the one handed over. eligible: within the budget and above the floors.
+    """
+
+    name: str
+    choices: dict[str, Choice]
+    size_bytes: int
+    bpw: float
+    predicted_kld: float | None = None
+    search_kld: float | None = None
+    search_kld_se: float | None = None
+    selection_kld: float | None = None
+    selection_kld_se: float | None = None
+    margin: float | None = None
+    margin_ci95: tuple[float, float] | None = None
+    eligible: bool = True
+
+
+class FrontPoint(Record):
+    """The handed-over mix at one size of a search over several."""
+
+    target_bpw: float
+    bpw: float
+    size_bytes: int
+    winner: str
+    selection_kld: float | None
+    selection_kld_se: float | None
+    predicted_kld: float | None
+    recipe: str | None = None
+
+
+class SearchDetail(Record):
+    """The search behind a recipe.
+
+    outcome: name of the standing that was handed over. searched: whether the loop ran (the base quants were at hand).
+    passes: model passes over the whole search set that the loop spent. dropped: mixes that scored NaN.
+    """
+
+    outcome: str
+    searched: bool
+    passes: float
+    rounds: tuple[Round, ...]
+    standings: tuple[Standing, ...]
+    exponents: dict[str, float] = Field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
+    warnings: tuple[str, ...] = ()
