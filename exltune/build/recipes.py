@@ -19,9 +19,10 @@ def resolve_recipe(recipe: Recipe, inventory: Inventory) -> dict[str, float]:
     Source: exllamav3 1.6.5, conversion/allocation.py, create_q_strategy_from_recipe.
     """
     keys = [key for group in inventory.groups for key in group.tensors]
+    known = set(keys)
     bits: dict[str, float] = {}
     for pattern, value in recipe.tensors.items():
-        matched = fnmatch.filter(keys, pattern) if _GLOB & set(pattern) else [k for k in keys if k == pattern]
+        matched = fnmatch.filter(keys, pattern) if _GLOB & set(pattern) else list(known & {pattern})
         if not matched:
             raise RecipeError(
                 f"the key {pattern!r} matches no quantizable linear of this {inventory.architecture}",

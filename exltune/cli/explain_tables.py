@@ -133,7 +133,7 @@ def _predictions_table(predictions: Sequence[Prediction]) -> Table:
 
 def _front_table(front: Sequence[FrontPoint]) -> Table:
     table = Table(title="Front")
-    for name in ("target bpw", "bpw", "size", "KL(ref‖mix), selection set", "from", "recipe"):
+    for name in ("target bpw", "bpw", "size", "KL(ref‖mix), selection set", "predicted", "from", "recipe"):
         table.add_column(name, justify="left" if name in ("from", "recipe") else "right", no_wrap=True)
     for point in front:
         error = "" if point.selection_kld_se is None else f" ± {point.selection_kld_se:.4f}"
@@ -142,6 +142,7 @@ def _front_table(front: Sequence[FrontPoint]) -> Table:
             f"{point.bpw:.3f}",
             size(point.size_bytes),
             "-" if point.selection_kld is None else f"{point.selection_kld:.4f}{error}",
+            "-" if point.predicted_kld is None else f"{point.predicted_kld:.4f}",
             escape(point.winner),
             escape(point.recipe or "-"),
         )

@@ -17,12 +17,17 @@ _LOCK = ".exltune.lock"
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file of text atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.partial")
     with made(path.parent):
         try:
-            with temporary.open("w", encoding="utf-8") as handle:
-                handle.write(text)
+            with temporary.open("wb") as handle:
+                handle.write(content)
                 handle.flush()
                 os.fsync(handle.fileno())
             temporary.replace(path)
