@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from exltune.cli.console import RichReporter
-from exltune.cli.tables import evaluation_table, methods_table, verdict_lines
+from exltune.cli.tables import evaluation_table, standings_table, verdict_lines
 from exltune.pipeline.demo import DEMO_DATA
 from exltune.pipeline.quantize import QuantizeSettings
 from exltune.pipeline.tune import MEASUREMENT, evaluation_of, tune
@@ -39,7 +39,7 @@ def main() -> None:
         measurement = read_record(out / MEASUREMENT, Measurement)
         write_record(ROOT / "measurements" / f"{name}.json", relative(measurement))
         console.rule(name)
-        console.print(methods_table(result.verdict.methods))
+        console.print(standings_table(result.verdict.standings))
         console.print(evaluation_table(evaluation_of(out).rows))
         for line in verdict_lines(result.verdict):
             console.print(line)

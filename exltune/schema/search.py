@@ -45,8 +45,8 @@ class Round(Record):
     number: int
     passes: float
     sources: dict[str, int]
-    rank_correlation: float | None
-    log_error: float | None
+    rank_correlation: float | None = None
+    log_error: float | None = None
     held_kld: tuple[float | None, ...]
     gamma: float
 
@@ -80,9 +80,9 @@ class FrontPoint(Record):
     bpw: float
     size_bytes: int
     winner: str
-    selection_kld: float | None
-    selection_kld_se: float | None
-    predicted_kld: float | None
+    selection_kld: float | None = None
+    selection_kld_se: float | None = None
+    predicted_kld: float | None = None
     recipe: str | None = None
 
 
