@@ -67,14 +67,15 @@ def _draw_heat_map(axes: Axes, roles: tuple[str, ...], rows: dict[int, Row], tit
 def _draw_front(axes: Axes, front: list[FrontPoint]) -> None:
     measured = [point for point in front if point.selection_kld is not None]
     predicted = [point for point in front if point.predicted_kld is not None]
-    axes.errorbar(
-        [point.bpw for point in measured],
-        [point.selection_kld or 0.0 for point in measured],
-        yerr=[point.selection_kld_se or 0.0 for point in measured],
-        marker="o",
-        capsize=3,
-        label="measured, selection set",
-    )
+    if measured:
+        axes.errorbar(
+            [point.bpw for point in measured],
+            [point.selection_kld or 0.0 for point in measured],
+            yerr=[point.selection_kld_se or 0.0 for point in measured],
+            marker="o",
+            capsize=3,
+            label="measured, selection set",
+        )
     axes.plot([p.bpw for p in predicted], [p.predicted_kld or 0.0 for p in predicted], "x--", label="predicted")
     axes.legend(fontsize=7)
     axes.set_xlabel("bpw")

@@ -13,7 +13,7 @@ import yaml
 from command_line import EXECUTABLE, contents, exltune, start, succeed
 from safetensors.torch import load_file
 
-COMMANDS = ("inspect", "quantize", "measure", "optimize", "build", "evaluate", "tune", "demo")
+COMMANDS = ("inspect", "quantize", "measure", "optimize", "explain", "build", "evaluate", "tune", "demo")
 ROW = {
     *("name", "path", "size_bytes", "bpw", "head_bpw", "kl_quant_ref", "kl_quant_ref_se", "kl_ref_quant"),
     *("kl_ref_quant_se", "perplexity", "top_1", "top_2", "top_3", "top_4", "top_5", "tokens"),
