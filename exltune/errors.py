@@ -14,7 +14,10 @@ ExltuneError
 ├── DataError               7   too few tokens, empty or unreadable texts
 ├── OutputExistsError       8   an output is there and --force was not given
 ├── VerdictError            9   the demo's tuned mix did not win
-└── StorageError           15   the system refuses to read or write: a full disk, no permission
+├── StorageError           15   the system refuses to read or write: a full disk, no permission
+├── DeployError            16   a server refuses, fails, is gone, or serves something else than was planned
+├── GateRefusedError       17   two quants that cannot be compared: other bytes, other tokens, incomplete runs
+└── GateLostError          18   the candidate is worse than the baseline
 """
 
 from __future__ import annotations
@@ -121,3 +124,21 @@ class StorageError(ExltuneError):
     """The system refuses to read or write a file: a full disk, no permission."""
 
     exit_code = 15
+
+
+class DeployError(ExltuneError):
+    """A server refuses a load or a key, fails, goes away, or serves something else than was planned."""
+
+    exit_code = 16
+
+
+class GateRefusedError(ExltuneError):
+    """Two quants cannot be compared: other bytes, other or known tokens, incomplete runs."""
+
+    exit_code = 17
+
+
+class GateLostError(ExltuneError):
+    """The candidate is worse than the baseline."""
+
+    exit_code = 18

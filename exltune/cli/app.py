@@ -10,6 +10,7 @@ import typer
 from exltune import __version__
 from exltune.cli import options
 from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
+from exltune.cli.deploy import deploy
 from exltune.cli.explain import explain
 from exltune.cli.optimize import Passes, Time, optimize, search_settings
 from exltune.cli.plan import plan
@@ -62,6 +63,7 @@ def inspect(model: options.Model, json: options.Json = False) -> None:
 app.command()(plan)
 app.command()(explain)
 app.command()(optimize)
+app.add_typer(deploy)
 
 
 @app.command()
