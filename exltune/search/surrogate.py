@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky, solve_triangular
-from scipy.optimize import least_squares
+from scipy.optimize import minimize
+from scipy.sparse import csr_array
 
 from exltune.errors import UsageError
 from exltune.schema.mix import CACHE_K, CACHE_V
@@ -40,34 +41,30 @@ _MIX_SPREAD, _MIX_SPREAD_BY_DISTANCE, _FAR_MIX_SPREAD = 0.015, 0.1, 0.1
 
 _LEAST_KLD = 1e-9
 
+#: The fit ends where the slope of half its sum of squares is below this.
+_LEAST_SLOPE = 1e-5
+
 
 @dataclass(frozen=True)
-class Observations:
+class Swaps:
+    """Single swaps on the reference, (n,) each: which unit, which of its options, log_kld in log nats/token, spread."""
+
+    unit: Ints
+    option: Ints
+    log_kld: Floats
+    spread: Floats
+
+
+@dataclass(frozen=True)
+class WholeMixes:
     """Scored mixes: taken (n, units) indices of options or EXACT, log_kld (n,) in log nats/token, spread (n,)."""
 
     taken: Ints
     log_kld: Floats
     spread: Floats
 
-    def and_mixes(
-        self, taken: Sequence[Sequence[int]], klds: Sequence[float], centres: Sequence[float]
-    ) -> Observations:
-        """These and whole mixes with their KL(reference‖mix); the nearer to one of the centres, the more they count."""
-        if not taken:
-            return self
-        logs = np.log(np.maximum(np.asarray(klds, dtype=np.float64), _LEAST_KLD))
-        spread = np.full_like(logs, _FAR_MIX_SPREAD)
-        if centres:
-            away = np.abs(logs[:, None] - np.log(np.asarray(centres))[None, :]).min(axis=1)
-            spread = _MIX_SPREAD + _MIX_SPREAD_BY_DISTANCE * away
-        return Observations(
-            np.concatenate([self.taken, np.asarray(taken, dtype=np.int64)]),
-            np.concatenate([self.log_kld, logs]),
-            np.concatenate([self.spread, spread]),
-        )
 
-
-def swaps(problem: SearchProblem) -> Observations:
+def swaps(problem: SearchProblem) -> Swaps:
     """The measurement's single swaps on the reference. Raises: UsageError where a unit has none."""
     measured = _probes(problem)
     rows: list[tuple[int, int, float, float]] = []
@@ -77,26 +74,39 @@ def swaps(problem: SearchProblem) -> Observations:
         if not found:
             raise UsageError(f"the measurement has no probe of {unit.id}", fix="Measure again with these quants")
         rows += found
-    taken = np.full((len(rows), len(problem.units)), EXACT, dtype=np.int64)
-    for row, (number, option, _, _) in enumerate(rows):
-        taken[row, number] = option
-    klds = np.maximum([row[2] for row in rows], _LEAST_KLD)
-    errors = np.array([row[3] for row in rows]) / klds
-    return Observations(taken, np.log(klds), np.sqrt(SWAP_SPREAD**2 + errors**2))
+    units, options, measured_klds, errors = (np.array(column) for column in zip(*rows, strict=True))
+    klds = np.maximum(measured_klds, _LEAST_KLD)
+    return Swaps(units, options, np.log(klds), np.sqrt(SWAP_SPREAD**2 + (errors / klds) ** 2))
+
+
+def whole_mixes(
+    taken: Sequence[Sequence[int]], klds: Sequence[float], centres: Sequence[float], units: int
+) -> WholeMixes:
+    """Mixes with their KL(reference‖mix); the nearer to one of the centres, the more they count."""
+    logs = np.log(np.maximum(np.asarray(klds, dtype=np.float64), _LEAST_KLD))
+    spread = np.full_like(logs, _FAR_MIX_SPREAD)
+    if centres:
+        away = np.abs(logs[:, None] - np.log(np.asarray(centres))[None, :]).min(axis=1)
+        spread = _MIX_SPREAD + _MIX_SPREAD_BY_DISTANCE * away
+    return WholeMixes(np.asarray(taken, dtype=np.int64).reshape(len(logs), units), logs, spread)
 
 
 def uniform_mixes(problem: SearchProblem) -> tuple[list[tuple[int, ...]], list[float]]:
-    """The base quants that the measurement scored whole, where they are options of this problem."""
+    """The base quants that the measurement scored whole, where they are options of this problem.
+
+    They were scored with the measurement's head and an unquantized cache, whose halves are EXACT in them.
+    """
+    if problem.measurement is None:
+        return [], []
+    detail = problem.measurement.exltune
+    in_cache = [unit.role in (CACHE_K, CACHE_V) for unit in problem.units]
     taken, klds = [], []
-    if problem.measurement is not None:
-        for row in problem.measurement.exltune.mixes:
-            choices = dict.fromkeys(problem.group_ids, row.name.rpartition("@")[2])
-            choices |= {problem.inventory.head.id: problem.head_choice, **problem.extras}
-            found = problem.taken_of(choices)
-            plain_cache = not problem.extras
-            if found is not None and row.kl_ref_quant is not None and plain_cache:
-                taken.append(found)
-                klds.append(row.kl_ref_quant)
+    for row in detail.mixes if any(in_cache) or not problem.extras else ():
+        choices = dict.fromkeys(problem.group_ids, row.name.rpartition("@")[2])
+        found = problem.taken_of(choices | {problem.inventory.head.id: detail.head_choice, **problem.extras})
+        if found is not None and row.kl_ref_quant is not None:
+            taken.append(tuple(EXACT if exact else option for option, exact in zip(found, in_cache, strict=True)))
+            klds.append(row.kl_ref_quant)
     return taken, klds
 
 
@@ -125,20 +135,23 @@ class Surrogate:
 
         centres: KL around which the law has to be right. The posterior is Laplace's around the least-squares fit.
         """
-        seen = self._swaps.and_mixes(taken, klds, centres)
+        mixes = whole_mixes(taken, klds, centres, len(self.units))
 
-        def residuals(parameters: Floats) -> Floats:
-            misfit = (self._log_kld(parameters, seen.taken) - seen.log_kld) / seen.spread
-            return np.concatenate([misfit, self._prior(parameters)])
+        def loss(parameters: Floats) -> tuple[float, Floats]:
+            single, whole = self._swap_misfit(parameters), self._misfit(parameters, mixes)
+            gradient = self._swap_slopes(parameters).T @ single + self._slopes(parameters, mixes).T @ whole
+            return 0.5 * float(single @ single + whole @ whole), np.asarray(gradient)
 
-        def jacobian(parameters: Floats) -> Floats:
-            return np.concatenate([self._slopes(parameters, seen.taken) / seen.spread[:, None], self._prior_slopes()])
+        def curvature(parameters: Floats) -> Floats:
+            # Gauss and Newton's: a swap touches three parameters of many hundreds.
+            single, whole = self._swap_slopes(parameters), self._slopes(parameters, mixes)
+            return np.asarray((single.T @ single).toarray() + whole.T @ whole)
 
-        found = least_squares(residuals, self._parameters, jac=jacobian, method="trf", x_scale="jac")
+        found = minimize(
+            loss, self._parameters, jac=True, hess=curvature, method="trust-exact", options={"gtol": _LEAST_SLOPE}
+        )
         self._parameters = np.asarray(found.x)
-        slopes = np.asarray(found.jac, dtype=np.float64)
-        curvature = slopes.T @ slopes
-        self._root = np.asarray(cholesky(curvature + 1e-9 * np.eye(len(curvature)), lower=True))
+        self._root = np.asarray(cholesky(curvature(self._parameters), lower=True))
 
     @property
     def gamma(self) -> float:
@@ -169,9 +182,9 @@ class Surrogate:
         gamma = _expit(_LOGIT_GAMMA)
         scales = np.zeros(len(self.units))
         for number in range(len(self.units)):
-            rows = np.flatnonzero(self._swaps.taken[:, number] != EXACT)
-            lowest = rows[np.argmin(self._swaps.taken[rows, number])]
-            option = self._swaps.taken[lowest, number]
+            rows = np.flatnonzero(self._swaps.unit == number)
+            lowest = rows[np.argmin(self._swaps.option[rows])]
+            option = self._swaps.option[lowest]
             scales[number] = self._swaps.log_kld[lowest] / gamma - _Q * self._ratio[number, option]
         return scales
 
@@ -193,15 +206,42 @@ class Surrogate:
     def _log_kld(self, parameters: Floats, taken: Ints) -> Floats:
         return np.asarray(_expit(parameters[-1]) * self._shares(parameters, taken)[1])
 
-    def _slopes(self, parameters: Floats, taken: Ints) -> Floats:
-        """(n, parameters) derivatives of log KL."""
+    def _swap_misfit(self, parameters: Floats) -> Floats:
+        """(swaps,) residuals in standard errors."""
+        swaps = self._swaps
+        log_z = self._log_z(parameters)[swaps.unit, swaps.option]
+        return np.asarray((_expit(parameters[-1]) * log_z - swaps.log_kld) / swaps.spread)
+
+    def _swap_slopes(self, parameters: Floats) -> csr_array:
+        """(swaps, parameters) derivatives of the residuals."""
+        swaps, gamma, count = self._swaps, _expit(parameters[-1]), len(self.units)
+        log_z = self._log_z(parameters)[swaps.unit, swaps.option]
+        slopes = np.stack(
+            [np.full(log_z.size, gamma), gamma * self._ratio[swaps.unit, swaps.option], log_z * gamma * (1 - gamma)]
+        )
+        columns = np.stack(
+            [swaps.unit, count + self._role[swaps.unit], np.full(log_z.size, len(parameters) - 1, dtype=np.int64)]
+        )
+        rows = np.broadcast_to(np.arange(log_z.size), columns.shape)
+        entries = ((slopes / swaps.spread).ravel(), (rows.ravel(), columns.ravel()))
+        return csr_array(entries, shape=(log_z.size, len(parameters)))
+
+    def _misfit(self, parameters: Floats, mixes: WholeMixes) -> Floats:
+        """(mixes + priors,) residuals in standard errors."""
+        misfit = (self._log_kld(parameters, mixes.taken) - mixes.log_kld) / mixes.spread
+        return np.concatenate([misfit, self._prior(parameters)])
+
+    def _slopes(self, parameters: Floats, mixes: WholeMixes) -> Floats:
+        """(mixes + priors, parameters) derivatives of the residuals."""
+        taken = mixes.taken
         shares, log_energy = self._shares(parameters, taken)
         gamma = _expit(parameters[-1])
         ratio = self._ratio[np.arange(len(self.units))[None, :], taken]  # (n, units)
         by_role = np.zeros((len(taken), self._roles))
         np.add.at(by_role.T, self._role, (shares * ratio).T)
         by_gamma = log_energy * gamma * (1 - gamma)
-        return np.concatenate([gamma * shares, gamma * by_role, by_gamma[:, None]], axis=1)
+        slopes = np.concatenate([gamma * shares, gamma * by_role, by_gamma[:, None]], axis=1)
+        return np.concatenate([slopes / mixes.spread[:, None], self._prior_slopes()])
 
     def _prior(self, parameters: Floats) -> Floats:
         q = parameters[len(self.units) : -1]
