@@ -8,6 +8,7 @@ from functools import partial
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.seed import Seed
 from exltune.search.costs import CostTable, fitted_costs, measured_costs, nmse
+from exltune.search.greedy import exllamav3_greedy
 from exltune.search.knapsack import Option, solve_knapsack
 from exltune.search.problem import SearchProblem
 from exltune.search.rules import rules_mix
@@ -35,6 +36,12 @@ def strategy(problem: SearchProblem, hq: int = 0) -> Seed | None:
     return None if bits is None else problem.seed("exllamav3-hq" if hq else "exllamav3-strategy", bits)
 
 
+def greedy(problem: SearchProblem) -> Seed | None:
+    """exllamav3's optimizer on our measurement."""
+    bits = exllamav3_greedy(problem)
+    return None if bits is None else problem.seed("exllamav3-greedy", bits)
+
+
 def hand_rules(problem: SearchProblem, rules: Heuristics) -> Seed | None:
     """A file of hand rules, filled up to the budget."""
     return problem.seed(rules.name, rules_mix(problem, rules))
@@ -54,11 +61,28 @@ def knapsack_fit(problem: SearchProblem) -> Seed | None:
     return _best_sum(problem, "knapsack-fit", fitted_costs(problem.measurement, problem.widths))
 
 
+def convex(problem: SearchProblem) -> Seed | None:
+    """The least sum of S * rfn(K)^2, S from the swap to the lowest width alone.
+
+    Source: the allocation by recipe of exllamav3 1.6's conversion, with measured in place of estimated sensitivities.
+    """
+    if problem.measurement is None:
+        return None
+    costs = {}
+    for unit in problem.measurement.exltune.groups:
+        lowest = min(unit.probes, key=lambda probe: probe.bits)
+        scale = max(lowest.kld_nats, 0.0) / float(nmse(lowest.bits))
+        costs[unit.id] = {width: scale * float(nmse(width)) for width in problem.widths}
+    return _best_sum(problem, "convex", CostTable(0.0, problem.measurement.exltune.groups, costs))
+
+
 #: Every method but the hand rules, by seed name; a deeper search is one more row.
 PROPOSERS: Mapping[str, Proposer] = {
     "uniform": uniform,
     "exllamav3-strategy": strategy,
     "exllamav3-hq": partial(strategy, hq=1),
+    "exllamav3-greedy": greedy,
+    "convex": convex,
     "knapsack": knapsack,
     "knapsack-fit": knapsack_fit,
 }

@@ -167,7 +167,8 @@ def test_every_seed_is_within_every_feasible_budget(share: float, level: int | N
     seeds = propose(problem, _RULES)
     names = [seed.name for seed in seeds]
     missing = set(PROPOSERS) - set(names)
-    assert missing <= {"exllamav3-hq"} | (set() if measurement else {"knapsack", "knapsack-fit"})
+    measured = {"exllamav3-greedy", "convex", "knapsack", "knapsack-fit"}
+    assert missing <= {"exllamav3-hq"} | (set() if measurement else measured)
     assert {rules.name for rules in _RULES} <= set(names)
     for seed in seeds:
         assert set(seed.mix.choices) == {group.id for group in _INVENTORY.groups} | {"head"}
