@@ -79,11 +79,12 @@ def search_lines(recipe: Recipe, detail: SearchDetail) -> list[str]:
         rank = "-" if done.rank_correlation is None else f"{done.rank_correlation:.2f}"
         error = "-" if done.log_error is None else f"{100 * done.log_error:.1f} %"
         lines.append(f"The law's predictions in the last round: rank correlation {rank}, error {error}.")
-    won = (
-        "The search's mix is handed over"
-        if detail.outcome.startswith("search")
-        else (f"The search did not beat {detail.outcome}, which is handed over")
-    )
+    if not detail.searched:
+        won = f"Nothing was scored: {detail.outcome} has the best prediction and is handed over"
+    elif detail.outcome.startswith("search"):
+        won = "The search's mix is handed over"
+    else:
+        won = f"The search did not beat {detail.outcome}, which is handed over"
     made = recipe.exltune
     cache = f", cache {made.cache}" if made is not None and made.cache else ""
     lines.append(f"{won}: {recipe.achieved_bpw:.3f} bpw, head {recipe.head_bits:g} bits{cache}.")

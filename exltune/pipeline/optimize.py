@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exltune.engines.base import AUTO, open_engine
-from exltune.errors import NonFiniteError
+from exltune.errors import NonFiniteError, UsageError
 from exltune.inventory import read_config
 from exltune.pipeline.base_quants import paths_of
 from exltune.pipeline.data import check_tokens, ids, token_sets
@@ -16,7 +17,7 @@ from exltune.pipeline.measured import quants_at_hand
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.pipeline.search import Scorer, run_rounds, score_seeds
 from exltune.pipeline.space import Asked, Space, search_space
-from exltune.pipeline.standings import all_candidates, standings
+from exltune.pipeline.standings import SEARCHED, all_candidates, standings
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import CACHE_K, CACHE_V
@@ -33,10 +34,13 @@ from exltune.search import (
     knob_study,
     load_all_rules,
     open_storage,
+    out_of_reach,
     propose,
     rule_bits,
     sampler,
     solve,
+    storage_errors,
+    unmatched,
 )
 from exltune.store.files import locked, refuse_existing_file
 from exltune.store.records import read_record, write_recipe
@@ -98,8 +102,9 @@ def optimize(
     refuse_existing_file(out, force=force)
     measurement = read_record(file, Measurement)
     model = model or Path(measurement.exltune.provenance.model_path)
-    space = search_space(read_config(model), model, measurement, asked)
-    run = _Run(space, settings, measurement, out, reporter)
+    config = read_config(model)
+    spaces = [search_space(config, model, measurement, one) for one in (asked, *_at(asked, settings.front))]
+    run = _Run(spaces, settings, measurement, out, reporter, asked.floors)
     with locked(out):
         quants = quants_at_hand(measurement, quants_dir, model)
         if quants:
@@ -118,13 +123,23 @@ class _Run:
     """One optimization over one or several sizes; the first is the one that was asked for."""
 
     def __init__(
-        self, space: Space, settings: OptimizeSettings, measurement: Measurement, out: Path, reporter: Reporter
+        self,
+        spaces: Sequence[Space],
+        settings: OptimizeSettings,
+        measurement: Measurement,
+        out: Path,
+        reporter: Reporter,
+        floors: Sequence[Heuristics],
     ) -> None:
-        self.space, self.settings, self.measurement = space, settings, measurement
+        self.spaces, self.settings, self.measurement = spaces, settings, measurement
         self.out, self.reporter = out, reporter
+        self.problems = [space.problem for space in spaces]
+        self.objectives = min(len(self.problems), 2)
+        self.sampler = sampler(settings.sampler, settings.search.seed, objectives=self.objectives)
         self.rules = (*load_all_rules(), *settings.rules)
-        self.problems = [space.problem, *(space.problem.at(target) for target in settings.front)]
         self.seeds = [propose(problem, self.rules) for problem in self.problems]
+        _check_names(seed.name for seed in self.seeds[0])
+        self.warnings = _warnings(self.problems[0], settings.rules, floors)
 
     def predict(self) -> SearchOutcome:
         """Rank by prediction alone."""
@@ -138,19 +153,22 @@ class _Run:
 
     def search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
         """Score seeds, run the loop, and judge all that is left on fresh rows."""
+        with storage_errors(self._storage_url()):
+            return self._search(scorer, fresh)
+
+    def _search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
         rows, storage = len(scorer.tokens), open_storage(self._storage_url())
         history = History(storage, self._key())
         with self.reporter.stage("Scoring seeds") as progress:
             seeds = [seed for seeds in self.seeds for seed in seeds if not history.whole(seed.mix.choices, rows)]
             score_seeds(seeds, scorer, history, progress)
-        objectives = min(len(self.problems), 2)
-        chosen = sampler(self.settings.sampler, self.settings.search.seed, objectives=objectives)
-        study = knob_study(storage, self._key(), chosen, objectives=objectives)
+        study = knob_study(storage, self._knobs_key(), self.sampler, objectives=self.objectives)
         knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
         search = Search(self.problems, self.settings.search, rows, history, knobs)
         run_rounds(search, scorer, self.reporter, seconds=self.settings.seconds)
         ranked = self._judge(search, history, fresh)
-        return SearchOutcome(ranked, search.surrogate, search, (*scorer.dropped, *fresh.dropped))
+        dropped = scorer.dropped | fresh.dropped
+        return SearchOutcome(ranked, search.surrogate, search, tuple(dict.fromkeys(dropped.values())))
 
     def _judge(self, search: Search, history: History, fresh: Scorer) -> list[list[Standing]]:
         """Seeds and finalists of every size on rows that no fit has seen."""
@@ -168,19 +186,25 @@ class _Run:
             if not scores:
                 raise NonFiniteError("no mix at this size has finite scores", fix="Check the base quants")
             ranked.append(standings(problem, many, search.surrogate, history, scores))
+            if not ranked[-1][0].eligible:
+                raise NonFiniteError(
+                    f"no mix at {problem.target_bpw:.3f} bpw that keeps the floors and fits has finite scores",
+                    fix="Check the base quants",
+                )
         return ranked
 
     def write(self, outcome: SearchOutcome) -> Optimized:
         """Write the recipe of every size; the one asked for last, so that it is there only when all are."""
         points = []
-        for problem, ranked in zip(self.problems[1:], outcome.standings[1:], strict=True):
+        for space, ranked in zip(self.spaces[1:], outcome.standings[1:], strict=True):
+            problem = space.problem
             path = self.out.with_name(f"{self.out.stem}-{problem.target_bpw:g}bpw{self.out.suffix}")
-            write_recipe(path, self._recipe(problem, ranked, self._detail(outcome, ranked, ())))
+            write_recipe(path, self._recipe(space, ranked, self._detail(outcome, ranked, ())))
             points.append(_point(problem, ranked[0], str(path)))
         first = outcome.standings[0]
         front = tuple(sorted((*points, _point(self.problems[0], first[0], str(self.out))), key=lambda one: one.bpw))
         detail = self._detail(outcome, first, front if points else ())
-        recipe = self._recipe(self.problems[0], first, detail)
+        recipe = self._recipe(self.spaces[0], first, detail)
         write_recipe(self.out, recipe)
         return Optimized(recipe, detail)
 
@@ -197,10 +221,11 @@ class _Run:
             exponents=outcome.law.exponents(),
             dropped=outcome.dropped,
             front=front,
+            warnings=self.warnings,
         )
 
-    def _recipe(self, problem: SearchProblem, ranked: Sequence[Standing], detail: SearchDetail) -> Recipe:
-        winner = ranked[0]
+    def _recipe(self, space: Space, ranked: Sequence[Standing], detail: SearchDetail) -> Recipe:
+        problem, winner = space.problem, ranked[0]
         head = problem.inventory.head.id
         k, v = (winner.choices.get(key) for key in (CACHE_K, CACHE_V))
         return Recipe(
@@ -216,7 +241,7 @@ class _Run:
                 predicted_kld_nats=winner.predicted_kld,
                 measured_kld_nats=winner.selection_kld,
                 measured_kld_se_nats=winner.selection_kld_se,
-                budget=self.space.budget,
+                budget=space.budget,
                 cache=None if k is None else f"{k},{v}",
                 search=detail,
                 provenance=self.measurement.exltune.provenance,
@@ -231,8 +256,31 @@ class _Run:
         detail = self.measurement.exltune
         budgets = [problem.budget_bytes for problem in self.problems]
         units = [(unit.id, [option.choice for option in unit.options]) for unit in self.problems[0].units]
-        extras = dict(self.problems[0].extras)
-        return job_hash("search", detail.provenance.model_dump(), detail.quant_sha256, budgets, units, extras)[:16]
+        defaults = (self.problems[0].head_choice, dict(self.problems[0].extras))
+        return job_hash("search", detail.provenance.model_dump(), detail.quant_sha256, budgets, units, defaults)[:16]
+
+    def _knobs_key(self) -> str:
+        """Names what the knobs turn: a study's knobs cannot change, and rules are one of them."""
+        return job_hash("knobs", self._key(), [rules.model_dump() for rules in self.rules])[:16]
+
+
+def _at(asked: Asked, targets: Sequence[float]) -> Iterator[Asked]:
+    """The same limits at other targets."""
+    return (replace(asked, limits=replace(asked.limits, target_bpw=target)) for target in targets)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raise UsageError for rules that bear the name of another method, or of what the search finds."""
+    for name, count in Counter(names).items():
+        if count > 1 or name.startswith(SEARCHED):
+            raise UsageError(f"there is a method named {name!r} already", fix="Give your rules another name")
+
+
+def _warnings(problem: SearchProblem, rules: Sequence[Heuristics], floors: Sequence[Heuristics]) -> tuple[str, ...]:
+    """What of the user's own rules has no effect."""
+    lost = [warning for one in (*rules, *floors) for warning in unmatched(one, problem.inventory)]
+    lost += [warning for one in rules for warning in out_of_reach(one, problem.inventory, problem.widths)]
+    return tuple(dict.fromkeys(lost))
 
 
 def _point(problem: SearchProblem, winner: Standing, recipe: str) -> FrontPoint:

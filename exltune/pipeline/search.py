@@ -18,6 +18,7 @@ from exltune.schema.score import Score
 from exltune.schema.search import ScoredMix
 from exltune.schema.seed import Seed
 from exltune.search import SEED, History, Proposal, Search
+from exltune.search.history import MixKey, mix_key
 
 #: Progress is counted in thousandths of a pass.
 _MILLI = 1000
@@ -25,41 +26,45 @@ _MILLI = 1000
 
 @dataclass
 class Scorer:
-    """Scores mixes on rows of a token set (rows, T); those that are not finite are dropped and remembered."""
+    """Scores mixes on rows of a token set (rows, T); those that are not finite are dropped and remembered.
+
+    dropped: names of such mixes, by content: other mixes may bear the same name.
+    """
 
     engine: Engine
     tokens: Tensor
-    dropped: dict[str, None] = field(default_factory=dict)
+    dropped: dict[MixKey, str] = field(default_factory=dict)
 
     def scores(self, mixes: Sequence[Mix], rows: slice, progress: Progress | None = None) -> list[Score | None]:
         """A score for each mix, None for a dropped one. Raises: what the engine raises for anything else."""
-        left = [mix for mix in mixes if mix.name not in self.dropped]
-        while left:
+        by_key = {mix_key(mix.choices): mix for mix in mixes}
+        while left := {key: mix for key, mix in by_key.items() if key not in self.dropped}:
+            # The engine tells by name which ones are not finite.
+            named = {f"{number} {mix.name}": key for number, (key, mix) in enumerate(left.items())}
+            asked = [left[key].model_copy(update={"name": name}) for name, key in named.items()]
             try:
-                found = self.engine.score(left, self.tokens[rows], progress)
+                found = self.engine.score(asked, self.tokens[rows], progress)
             except NonFiniteError as error:
                 if not error.mixes:
                     raise
-                self.dropped |= dict.fromkeys(error.mixes)
-                left = [mix for mix in left if mix.name not in error.mixes]
+                self.dropped |= {named[name]: left[named[name]].name for name in error.mixes}
                 continue
-            by_name = {mix.name: score for mix, score in zip(left, found, strict=True)}
-            return [by_name.get(mix.name) for mix in mixes]
+            scores = dict(zip(left, found, strict=True))
+            return [scores.get(mix_key(mix.choices)) for mix in mixes]
         return [None] * len(mixes)
 
 
-def score_seeds(seeds: Sequence[Seed], scorer: Scorer, history: History, progress: Progress) -> dict[str, Score]:
-    """Score seeds on all rows and add them to the history; by seed name."""
-    found = scorer.scores([seed.mix for seed in seeds], slice(None), progress)
-    scored = {seed.name: score for seed, score in zip(seeds, found, strict=True) if score is not None}
+def score_seeds(seeds: Sequence[Seed], scorer: Scorer, history: History, progress: Progress) -> None:
+    """Score seeds on all rows and add them to the history, each mix once."""
+    distinct = list({mix_key(seed.mix.choices): seed for seed in reversed(seeds)}.values())[::-1]
+    found = scorer.scores([seed.mix for seed in distinct], slice(None), progress)
     history.add(
         [
-            _scored(f"{SEED}{seed.name}", seed.mix.choices, seed.size.size_bytes, _rows(scored[seed.name]))
-            for seed in seeds
-            if seed.name in scored
+            _scored(f"{SEED}{seed.name}", seed.mix.choices, seed.size.size_bytes, _rows(score))
+            for seed, score in zip(distinct, found, strict=True)
+            if score is not None
         ]
     )
-    return scored
 
 
 def run_rounds(search: Search, scorer: Scorer, reporter: Reporter, *, seconds: float | None = None) -> None:
@@ -104,15 +109,17 @@ class _Watch:
 
 def _score_proposals(proposals: Sequence[Proposal], search: Search, scorer: Scorer, rows: slice, watch: _Watch) -> None:
     """Score rows of mixes, behind those that they have been scored on already, and keep them."""
-    if not proposals:
+    if not proposals or rows.start >= rows.stop:
         return
-    mixes = [Mix(name=f"{one.idea.source} {index}", choices=one.choices) for index, one in enumerate(proposals)]
+    known = len(search.ledger.history.mixes)
+    mixes = [Mix(name=f"{one.idea.source} {known + n}", choices=one.choices) for n, one in enumerate(proposals, 1)]
     cost = len(proposals) * (rows.stop - rows.start) / search.ledger.rows
     found = scorer.scores(mixes, rows, watch.batch(cost))
     history = search.ledger.history
     kept = []
     for one, score in zip(proposals, found, strict=True):
         if score is None:
+            search.ledger.drop(one.choices)
             continue
         before = history.get(one.choices)
         earlier = before.kld_rows[: rows.start] if before is not None else ()

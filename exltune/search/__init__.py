@@ -1,7 +1,7 @@
 """The search for the bits of every group at a budget; no torch."""
 
 from exltune.search.exact import solve
-from exltune.search.history import SEED, History, knob_study, open_storage
+from exltune.search.history import SEED, History, knob_study, open_storage, storage_errors
 from exltune.search.knapsack import Option, solve_knapsack
 from exltune.search.knobs import SAMPLERS, Knobs, rule_bits, sampler
 from exltune.search.loop import Proposal, Search, SearchSettings
@@ -12,7 +12,7 @@ from exltune.search.rule_floors import floors
 from exltune.search.rules import RULES_DIR, load_all_rules, load_rules, rules_mix
 from exltune.search.strategy import StrategyQuant, exllamav3_strategy, smallest_strategy_at_least, strategy_within
 from exltune.search.surrogate import Surrogate
-from exltune.search.wishes import unmatched
+from exltune.search.wishes import out_of_reach, unmatched
 
 __all__ = [
     "MAKERS",
@@ -40,6 +40,7 @@ __all__ = [
     "load_all_rules",
     "load_rules",
     "open_storage",
+    "out_of_reach",
     "propose",
     "rule_bits",
     "rules_mix",
@@ -48,6 +49,7 @@ __all__ = [
     "smallest_strategy_at_least",
     "solve",
     "solve_knapsack",
+    "storage_errors",
     "strategy_within",
     "unmatched",
 ]

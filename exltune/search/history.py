@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import create_trial
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from exltune.errors import StorageError, UsageError
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE
 from exltune.schema.search import ScoredMix
 
 _ATTRIBUTE = "exltune"
+_PATIENCE_SECONDS = 60
+
+#: What a mix is known by.
+MixKey = tuple[str, ...]
 
 
 def open_storage(url: str | None) -> BaseStorage:
@@ -23,19 +30,28 @@ def open_storage(url: str | None) -> BaseStorage:
 
     Raises: UsageError for a URL that names no database, StorageError where it cannot be opened.
     """
-    # Errors of SQLAlchemy, which Optuna brings along; nothing else here needs it.
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if url is None:
         return InMemoryStorage()
+    # Workers that share a file wait for each other.
+    patience = {"connect_args": {"timeout": _PATIENCE_SECONDS}} if url.startswith("sqlite") else {}
+    with storage_errors(url):
+        try:
+            return RDBStorage(url, engine_kwargs=patience)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise UsageError(f"{url!r} names no storage ({error})", fix="For example sqlite:///search.db") from error
+        except RuntimeError as error:
+            raise StorageError(f"another Optuna has made this storage ({error})", where=url) from error
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Raise StorageError for what the database behind a storage raises."""
     try:
-        return RDBStorage(url)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise UsageError(f"{url!r} names no storage ({error})", fix="For example sqlite:///search.db") from error
-    except (SQLAlchemyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise StorageError(f"the search's storage cannot be opened ({reason})", where=url) from error
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise StorageError(f"the search's storage fails ({reason})", where=url) from error
 
 
 def knob_study(storage: BaseStorage, key: str, sampler: BaseSampler, *, objectives: int) -> optuna.Study:
@@ -54,7 +70,7 @@ class History:
 
     def __init__(self, storage: BaseStorage, key: str) -> None:
         self._study = optuna.create_study(storage=storage, study_name=f"exltune {key} mixes", load_if_exists=True)
-        self.mixes: dict[tuple[str, ...], ScoredMix] = {}
+        self.mixes: dict[MixKey, ScoredMix] = {}
         self._seen: set[int] = set()
         self.refresh()
 
@@ -105,7 +121,7 @@ class History:
 SEED = "seed "
 
 
-def mix_key(choices: Mapping[str, str]) -> tuple[str, ...]:
+def mix_key(choices: Mapping[str, str]) -> MixKey:
     """A mix by its content; an unquantized cache is no key of it."""
     return tuple(
         f"{key}={choice}"

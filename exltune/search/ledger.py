@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exltune.schema.search import ScoredMix
-from exltune.search.history import History
+from exltune.search.history import History, MixKey, mix_key
 
 Floats = npt.NDArray[np.float64]
 
@@ -20,6 +20,11 @@ class Ledger:
     def __init__(self, history: History, rows: int) -> None:
         self.history, self.rows, self.half = history, rows, math.ceil(rows / 2)
         self._anchor: ScoredMix | None = None
+        self._dropped: set[MixKey] = set()
+
+    def drop(self, choices: Mapping[str, str]) -> None:
+        """Take a mix for known, though it has no finite score: it is not to be proposed again."""
+        self._dropped.add(mix_key(choices))
 
     @property
     def passes(self) -> float:
@@ -27,9 +32,9 @@ class Ledger:
         return self.history.passes(self.rows)
 
     def known(self, choices: Mapping[str, str], rows: int = 1) -> bool:
-        """Whether a mix was scored on at least so many rows."""
+        """Whether a mix was scored on at least so many rows, or dropped."""
         found = self.history.get(choices)
-        return found is not None and len(found.kld_rows) >= rows
+        return mix_key(choices) in self._dropped or (found is not None and len(found.kld_rows) >= rows)
 
     def rows_of(self, choices: Mapping[str, str]) -> Floats | None:
         """(rows,) KL of a mix that was scored on all rows."""

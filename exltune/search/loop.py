@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from exltune.schema.search import Round
+from exltune.schema.search import Round, ScoredMix
 from exltune.search.exact import solve
 from exltune.search.history import History
 from exltune.search.knobs import Knobs
@@ -21,8 +21,6 @@ from exltune.search.surrogate import Surrogate, uniform_mixes
 
 #: A move is accepted where the paired t of its gain on fresh rows is above this.
 _ACCEPT_T = 2.0
-#: What a proposal costs: half the rows, for the better half the other half too, and for the law's optimum always.
-_PASSES_EACH, _PASSES_OF_OPTIMUM = 0.75, 0.5
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,15 @@ class Search:
     def first(self) -> list[Proposal]:
         """The law's first optima: they have to be scored on all rows before anything is compared with them."""
         ideas = (Idea("exact", number, taken) for number, taken in enumerate(self.held))
-        return self._new(ideas, self.ledger.rows)
+        return self._new(ideas, self.ledger.rows)[: max(math.floor(self._passes_left()), 0)]
 
     def propose(self) -> list[Proposal]:
         """New mixes for the first rung; none when the passes are spent or nothing new is to be found."""
-        self.ledger.history.refresh()
-        if self.settings.refit:
-            self._learn()
-        room = self.settings.passes - self.ledger.passes - _PASSES_OF_OPTIMUM * len(self.problems)
-        count = min(self.settings.batch, math.floor(room / _PASSES_EACH))
-        if count < 1:
+        self._catch_up()
+        count = self.settings.batch
+        while count and self._most_passes(count) > self._passes_left():
+            count -= 1
+        if not count:
             return []
         optima = [self._optimum(problem) for problem in self.problems]
         found = self._new((Idea("exact", number, taken) for number, taken in enumerate(optima)), 1)[:count]
@@ -128,13 +125,12 @@ class Search:
 
     def finalists(self, number: int) -> dict[str, Taken]:
         """What the search offers at one size: what it holds, its best score, and the law's own optimum."""
-        if self.settings.refit:
-            self._learn()
+        self._catch_up()
         problem = self.problems[number]
         found = {"search": self.held[number], "search-law": self._optimum(problem)}
         fitting = self._fitting(number)
         if fitting:
-            found["search-best"] = min(fitting, key=lambda pair: pair[1])[0]
+            found["search-best"] = min(fitting, key=lambda pair: float(np.mean(pair[1].kld_rows)))[0]
         distinct = {taken: name for name, taken in reversed(found.items())}
         return {name: taken for taken, name in distinct.items()}
 
@@ -179,30 +175,49 @@ class Search:
         if one.idea.trial is not None and self.knobs is not None:
             self.knobs.tell(one.idea.trial, self.ledger.kld(one.choices), one.size_bytes)
 
-    def _accept(self, number: int) -> None:
-        """Move to the mix that is better than the held one on the rows beyond the first rung, if one clearly is."""
-        held = self.ledger.rows_of(self._choices(number, self.held[number]))
-        if held is None:
-            return
-        best, gain = self.held[number], 0.0
-        for taken, _ in self._fitting(number):
-            rows = self.ledger.rows_of(self._choices(number, taken))
-            if rows is None:
-                continue
-            gains = (held - rows)[self.ledger.half : self.ledger.rows]
-            error = float(gains.std(ddof=1)) / math.sqrt(gains.size) if gains.size > 1 else math.inf
-            if float(gains.mean()) > max(gain, _ACCEPT_T * error):
-                best, gain = taken, float(gains.mean())
-        self.held[number] = best
+    def _passes_left(self) -> float:
+        return self.settings.passes - self.ledger.passes + 1e-9
 
-    def _fitting(self, number: int) -> list[tuple[Taken, float]]:
-        """Mixes of this search scored on all rows that keep a size's budget, with their mean KL."""
+    def _most_passes(self, count: int) -> float:
+        """The most that a round of so many proposals costs: at every size the better half goes on, and an optimum."""
+        rows, half = self.ledger.rows, self.ledger.half
+        going_on = min(count, (count + 3 * len(self.problems)) // 2)
+        return (count * half + going_on * (rows - half)) / rows
+
+    def _catch_up(self) -> None:
+        """Take in what other workers and earlier runs have scored."""
+        self.ledger.history.refresh()
+        for number in range(len(self.problems)):
+            self._accept(number)
+        if self.settings.refit:
+            self._learn()
+
+    def _accept(self, number: int) -> None:
+        """Move to mixes that are better than the held one on the rows beyond the first rung, while one clearly is."""
+        fitting = {taken: np.array(mix.kld_rows) for taken, mix in self._fitting(number)}
+        if self.held[number] not in fitting:
+            if fitting:
+                self.held[number] = min(fitting, key=lambda taken: float(fitting[taken].mean()))
+            return
+        while True:
+            held, best, gain = fitting[self.held[number]], self.held[number], 0.0
+            for taken, rows in fitting.items():
+                gains = (held - rows)[self.ledger.half : self.ledger.rows]
+                error = float(gains.std(ddof=1)) / math.sqrt(gains.size) if gains.size > 1 else math.inf
+                if gains.size and float(gains.mean()) > max(gain, _ACCEPT_T * error):
+                    best, gain = taken, float(gains.mean())
+            if best == self.held[number]:
+                return
+            self.held[number] = best
+
+    def _fitting(self, number: int) -> list[tuple[Taken, ScoredMix]]:
+        """Mixes of this search scored on all rows that keep a size's budget."""
         problem = self.problems[number]
         found = []
-        for mix, kld in self.ledger.scored():
+        for mix in self.ledger.history.mixes.values():
             taken = problem.taken_of(mix.choices)
             if taken is not None and len(mix.kld_rows) >= self.ledger.rows and problem.within(taken):
-                found.append((taken, kld))
+                found.append((taken, mix))
         return found
 
     def _held_kld(self, number: int) -> float | None:

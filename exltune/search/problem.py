@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -146,13 +146,6 @@ class SearchProblem:
         """Bits of the head in a base quant that an option names."""
         options = (option for unit in self.wider if unit.role == Role.HEAD for option in unit.options)
         return next((option.bits for option in options if option.choice == choice), self.head_bits)
-
-    def at(self, target_bpw: float) -> SearchProblem:
-        """The same space at another target. Raises: BudgetError."""
-        budget = self.sizes.check_target(target_bpw, self.widths)
-        found = replace(self, target_bpw=target_bpw, groups_budget_bytes=budget)
-        found.check_floors()
-        return found
 
     def check_floors(self) -> None:
         """Raise BudgetError, with the smallest feasible bpw, where the floors do not fit."""
