@@ -9,9 +9,11 @@ import typer
 
 from exltune import __version__
 from exltune.cli import options
+from exltune.cli.card import card
 from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
 from exltune.cli.deploy import deploy
 from exltune.cli.explain import explain
+from exltune.cli.gate import gate, tasks
 from exltune.cli.optimize import Passes, Time, optimize, search_settings
 from exltune.cli.plan import plan
 
@@ -62,7 +64,10 @@ def inspect(model: options.Model, json: options.Json = False) -> None:
 
 app.command()(plan)
 app.command()(explain)
+app.command()(card)
 app.command()(optimize)
+app.command()(gate)
+app.command()(tasks)
 app.add_typer(deploy)
 
 

@@ -2,7 +2,14 @@
 
 from exltune.metrics.logits import PositionMetrics, ReferenceLogits, score_logits
 from exltune.metrics.rows import evaluation_row, score_from_rows
-from exltune.metrics.statistics import MeanAndError, mean_and_se, paired_difference, perplexity, row_means
+from exltune.metrics.statistics import (
+    MeanAndError,
+    mean_and_se,
+    mean_interval,
+    paired_difference,
+    perplexity,
+    row_means,
+)
 
 __all__ = [
     "MeanAndError",
@@ -10,6 +17,7 @@ __all__ = [
     "ReferenceLogits",
     "evaluation_row",
     "mean_and_se",
+    "mean_interval",
     "paired_difference",
     "perplexity",
     "row_means",

@@ -56,6 +56,11 @@ def paired_difference(baseline: Score, tuned: Score, confidence: float = 0.95) -
     if rows < 2:
         raise DataError("a paired interval needs at least two rows", fix="Score more rows")
     sums = np.asarray(baseline.kl_ref_mix) - np.asarray(tuned.kl_ref_mix)  # (rows,)
-    mean, se = mean_and_se(sums.tolist(), baseline.positions)
-    half = float(stdtrit(rows - 1, 0.5 + confidence / 2)) * se
+    return mean_interval(sums.tolist(), baseline.positions, confidence)
+
+
+def mean_interval(sums: Sequence[float], positions: int, confidence: float = 0.95) -> PairedDifference:
+    """Mean per position with its Student's t interval over rows (rows - 1 degrees of freedom), from sums (rows,)."""
+    mean, se = mean_and_se(sums, positions)
+    half = float(stdtrit(len(sums) - 1, 0.5 + confidence / 2)) * se
     return PairedDifference(mean=mean, se=se, ci_low=mean - half, ci_high=mean + half)
