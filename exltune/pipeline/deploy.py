@@ -185,6 +185,8 @@ def _place(source: Path, wish: Wish) -> tuple[Path, str]:
             f"{source} is no quant, so it is not known where the model will lie",
             fix="Give the directory of an EXL3 quant, or --models FOLDER and --model-name NAME",
         )
+    if source.suffix.lower() not in _RECIPES and wish.bits is None:
+        raise UsageError(f"{source} is no quant, and its bits are not known", fix="Give --bits")
     if Path(wish.model_name).name != wish.model_name or wish.model_name in (".", ".."):
         raise UsageError(f"--model-name {wish.model_name!r} is no name of a folder", fix="Give a name without /")
     return wish.models_dir.resolve(), wish.model_name

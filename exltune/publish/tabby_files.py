@@ -61,7 +61,7 @@ def model_section(deployment: Deployment) -> dict[str, Any]:
         "backend": "exllamav3",
         "max_seq_len": settings.max_seq_len,
         "cache_size": settings.cache_size,
-        "cache_mode": settings.cache_mode,
+        "cache_mode": _Quoted(settings.cache_mode),
         "chunk_size": settings.chunk_size,
         "max_batch_size": settings.max_batch_size,
         "tensor_parallel": settings.tensor_parallel,
@@ -145,5 +145,20 @@ def _mount(source: str, target: str) -> dict[str, Any]:
     return {"type": "bind", "source": source, "target": target, "read_only": True, "bind": {"create_host_path": False}}
 
 
+class _Quoted(str):
+    """A string that stands in quotes: 5,4 is a number to some readers of YAML."""
+
+    __slots__ = ()
+
+
+class _Dumper(yaml.SafeDumper):
+    """With quotes where they were asked for."""
+
+
+_Dumper.add_representer(_Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
 def _yaml(content: dict[str, Any]) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    return yaml.dump(
+        content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110
+    )
