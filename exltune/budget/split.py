@@ -84,7 +84,8 @@ def level(pieces: Sequence[Piece], capacities: Sequence[int]) -> tuple[Split, in
 
     Exact: by bisection over the room, in whole bytes. Cards beyond the last piece stay empty.
     """
-    low, high = -load_of(pieces).total, max(capacities)
+    # A card may be smaller than its reserves: its capacity is below zero before anything lies on it.
+    low, high = min(0, *capacities) - load_of(pieces).total, max(capacities)
     best = _with_room(pieces, capacities, low)
     while low < high:
         middle = (low + high + 1) // 2

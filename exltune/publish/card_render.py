@@ -1,0 +1,44 @@
+"""A card as Markdown; the template holds words, the record every number."""
+
+from __future__ import annotations
+
+from math import floor, log10
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from exltune.publish.card_metadata import front_matter
+from exltune.schema.card import Card
+
+_TEMPLATE = "card.md.j2"
+_DIGITS = 3
+
+
+def render_card(card: Card) -> str:
+    """README.md of a card, front matter included."""
+    environment = Environment(
+        loader=PackageLoader("exltune.publish"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # Markdown is no HTML; what a user can write into a card is the card's author's own.
+        autoescape=False,
+    )
+    environment.filters |= {"size": size, "fixed": fixed, "count": count}
+    return front_matter(card) + "\n" + environment.get_template(_TEMPLATE).render(card=card)
+
+
+def size(value: float) -> str:
+    """Two decimals, or three digits of what is below one: 123.87, 0.000870."""
+    decimals = 2 if value >= 1 or value <= 0 else _DIGITS - 1 - floor(log10(value))
+    return f"{value:.{decimals}f}"
+
+
+def fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals."""
+    return f"{value:.{decimals}f}"
+
+
+def count(value: int) -> str:
+    """A count with thousands: 24,384."""
+    return f"{value:,}"
