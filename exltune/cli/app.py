@@ -10,6 +10,7 @@ import typer
 from exltune import __version__
 from exltune.cli import options
 from exltune.cli.card import card
+from exltune.cli.compare import compare
 from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
 from exltune.cli.deploy import deploy
 from exltune.cli.explain import explain
@@ -68,6 +69,7 @@ app.command()(card)
 app.command()(optimize)
 app.command()(gate)
 app.command()(tasks)
+app.command()(compare)
 app.add_typer(deploy)
 
 

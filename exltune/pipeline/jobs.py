@@ -14,7 +14,7 @@ from exltune.schema.tokens import DataSettings
 from exltune.store.records import canonical
 
 #: Packages that store, report and parse; the code of all others decides results.
-_IDLE = ("cli", "pipeline", "schema", "store")
+_IDLE = ("cli", "pipeline", "publish", "schema", "store")
 
 
 def job_hash(*parts: object) -> str:
