@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from command_line import exltune, fail, succeed
+from safetensors.torch import save_file
 from standin_tabby.config_models import Config
 
 PLANNED = ("--gpus", "4GiB,4GiB", "--context", "300", "--slots", "4")
@@ -57,6 +59,17 @@ def test_the_recipe_says_the_cache(quant: Path, tmp_path: Path) -> None:
     assert found["deployment"]["settings"]["cache_mode"] == "6,5"
     found = succeed("deploy", "tabby", quant, *PLANNED, "--cache", "fp16", "--out", tmp_path / "out", "--force")
     assert found["deployment"]["settings"]["cache_mode"] == "FP16"
+
+
+def test_an_mtp_layer_takes_its_place_on_the_first_card(quant: Path, tmp_path: Path) -> None:
+    beyond = {"model.layers.2.eh_proj.weight": torch.zeros(128, 64, dtype=torch.float16)}
+    save_file(beyond, quant / "mtp.safetensors")
+    found = succeed("deploy", "tabby", quant, *PLANNED, "--mtp", "--out", tmp_path / "out")["deployment"]
+    # The tensor, and one layer's fp16 cache of 512 tokens: keys and values of 2 heads of 64.
+    assert found["draft"]["size_bytes"] == 128 * 64 * 2 + 512 * 2 * 2 * 64 * 2
+    assert found["plan"]["per_gpu"][0]["capacity_bytes"] == (4 << 30) - found["draft"]["size_bytes"]
+    written = yaml.safe_load((quant / "tabby_config.yml").read_text())
+    assert written["draft_model"] == {"draft_mode": "mtp", "draft_cache_mode": "FP16"}
 
 
 def test_nothing_is_overwritten(quant: Path, tmp_path: Path) -> None:
