@@ -17,7 +17,8 @@ ExltuneError
 ├── StorageError           15   the system refuses to read or write: a full disk, no permission
 ├── DeployError            16   a server refuses, fails, is gone, or serves something else than was planned
 ├── GateRefusedError       17   two quants that cannot be compared: other bytes, other tokens, incomplete runs
-└── GateLostError          18   the candidate is worse than the baseline
+├── GateLostError          18   the candidate is worse than the baseline
+└── HubError               19   the Hugging Face Hub refuses, fails or cannot be reached
 """
 
 from __future__ import annotations
@@ -142,3 +143,9 @@ class GateLostError(ExltuneError):
     """The candidate is worse than the baseline."""
 
     exit_code = 18
+
+
+class HubError(ExltuneError):
+    """The Hugging Face Hub refuses a token, a right or more bytes, fails, or cannot be reached."""
+
+    exit_code = 19

@@ -17,6 +17,7 @@ from exltune.cli.explain import explain
 from exltune.cli.gate import gate, tasks
 from exltune.cli.optimize import Passes, Time, optimize, search_settings
 from exltune.cli.plan import plan
+from exltune.cli.push import push
 
 if TYPE_CHECKING:
     from exltune.pipeline.quantize import QuantizeSettings
@@ -66,6 +67,7 @@ def inspect(model: options.Model, json: options.Json = False) -> None:
 app.command()(plan)
 app.command()(explain)
 app.command()(card)
+app.command()(push)
 app.command()(optimize)
 app.command()(gate)
 app.command()(tasks)

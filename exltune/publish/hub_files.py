@@ -35,7 +35,8 @@ _MODEL_FILES = (
 )
 #: Files of the server's own that TabbyAPI reads beside a model, and keys wherever they lie.
 _SECRETS = ("api_tokens.*", "*.env", ".env*", "*.pem", "*.key", "*_token", "*.token", "token", "*secret*")
-_CARD = "README.md"
+#: Of the card, on every branch.
+README = "README.md"
 
 
 def branch_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
@@ -57,7 +58,7 @@ def _reason(path: Path) -> str | None:
     name = path.name
     if path.is_dir():
         return "a directory"
-    if name == _CARD:
+    if name == README:
         return "the card takes its place"
     if any(_matches(name, pattern) for pattern in _SECRETS):
         return "may hold secrets"
