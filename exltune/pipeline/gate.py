@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from exltune.budget import directory_size
@@ -18,7 +19,7 @@ from exltune.exl3.directory import QuantDir
 from exltune.inventory import check_same_model, load_inventory, model_fingerprint
 from exltune.metrics import evaluation_row
 from exltune.pipeline.data import ids, token_sets
-from exltune.pipeline.held_out import check_held_out
+from exltune.pipeline.held_out import HeldOut
 from exltune.pipeline.jobs import provenance
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.pipeline.scored import read_scored
@@ -129,22 +130,22 @@ class _Run:
         self.reference, self.settings, self.source, self.reporter = reference, settings, source, reporter
         self.inventory = load_inventory(reference)
         self.remarks: list[str] = []
-        self._sets: dict[Split, TokenSet] | None = None
 
-    @property
+    @cached_property
     def tokens(self) -> TokenSet:
         """The held-out rows, dealt when first needed: two files need none."""
-        if self._sets is None:
-            self._sets = token_sets(self.settings.data, self.reference)
-        return self._sets[Split.HELD_OUT]
+        return token_sets(self.settings.data, self.reference)[Split.HELD_OUT]
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """What tells whether a quant has seen them."""
+        return HeldOut(self.reference, self.settings.data, self.tokens, trust=self.settings.trust_data)
 
     def open(self, side: Side, role: str) -> _Opened:
         """Check one side by itself."""
         if side.quant.is_dir():
             check_same_model(self.reference, side.quant)
-            self.remarks += check_held_out(
-                side.quant, self.reference, self.settings.data, self.tokens, trust=self.settings.trust_data
-            )
+            self.remarks += self.held_out.check(side.quant)
             return _Opened(side, side.quant)
         scored = read_scored(side.quant, role)
         if scored.provenance.model_sha256 != model_fingerprint(self.reference):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from exltune.corpora import TokenSet
 from exltune.errors import DataError, GateRefusedError
 from exltune.pipeline.base_quants import RECIPE
@@ -16,34 +14,64 @@ from exltune.schema.quant import QuantRecord
 from exltune.schema.tokens import SPLIT_SHARES, DataSettings, Split
 from exltune.store.records import read_recipe, read_record
 
+_OTHERS = tuple(split for split in Split if split is not Split.HELD_OUT)
 
-def check_held_out(
-    quant: Path, reference: Path, data: DataSettings, tokens: TokenSet, *, trust: bool
-) -> tuple[str, ...]:
-    """Refuse a quant that was calibrated or searched on `tokens`, or that nobody can tell of unless `trust` is given.
 
-    exltune notes the hash of what it used. A set of the same texts is disjoint from the held-out rows whatever its
-    size, for no document moves from one set to another. Returns remarks. Raises: GateRefusedError.
-    """
-    notes = _notes(quant)
-    if any(note.tokens_sha256 == tokens.info.sha256 for note in notes.values()):
-        raise GateRefusedError(
-            f"the held-out rows are the ones it was made with ({', '.join(notes)})",
-            where=str(quant),
-            fix="Judge it on other text with --data",
+class HeldOut:
+    """The held-out rows of a gate, and what may be known of a quant's own texts."""
+
+    def __init__(self, reference: Path, data: DataSettings, tokens: TokenSet, *, trust: bool) -> None:
+        self.reference, self.data, self.tokens, self.trust = reference, data, tokens, trust
+        self._dealt: dict[DataSettings, frozenset[str]] = {}
+
+    def check(self, quant: Path) -> tuple[str, ...]:
+        """Refuse a quant that was calibrated or searched on these rows, or that nobody can tell of without `trust`.
+
+        exltune notes the hash of what it used. A set of the same texts is disjoint from the held-out rows whatever its
+        size, for no document moves from one set to another. Returns remarks. Raises: GateRefusedError.
+        """
+        notes = _notes(quant)
+        if any(note.tokens_sha256 == self.tokens.info.sha256 for note in notes.values()):
+            raise GateRefusedError(
+                f"the held-out rows are the ones it was made with ({', '.join(notes)})",
+                where=str(quant),
+                fix="Judge it on other text with --data",
+            )
+        unknown = [name for name, note in notes.items() if not self._is_of_these_texts(note)]
+        if notes and not unknown:
+            return ()
+        told = (
+            f"made with other texts or settings ({', '.join(unknown)})" if notes else "made without notes of its texts"
         )
-    unknown = [name for name, note in notes.items() if not _is_of_these_texts(note, reference, data)]
-    if notes and not unknown:
-        return ()
-    told = f"made with other texts or settings ({', '.join(unknown)})" if notes else "made without notes of its texts"
-    if not trust:
-        raise GateRefusedError(
-            f"it was {told}: nobody can tell that the held-out rows are new to it",
-            where=str(quant),
-            fix="Give the --data it was quantized with, or --trust-data if you know that it has not seen these texts "
-            "(exllamav3 calibrates on its bundled texts)",
-        )
-    return (f"{quant}: {told}; that the held-out rows are new to it was taken on trust",)
+        if not self.trust:
+            raise GateRefusedError(
+                f"it was {told}: nobody can tell that the held-out rows are new to it",
+                where=str(quant),
+                fix="Give the --data it was quantized with, or --trust-data if you know that these texts are new to it "
+                "(exllamav3 calibrates on its bundled texts)",
+            )
+        return (f"{quant}: {told}; that the held-out rows are new to it was taken on trust",)
+
+    def _is_of_these_texts(self, note: Provenance) -> bool:
+        """Whether the same texts, dealt as the note says, give its rows in another set than the held-out one."""
+        if note.rows is None or note.row_length is None or note.seed is None:
+            return False
+        for share in sorted({SPLIT_SHARES[split] for split in _OTHERS}, reverse=True):
+            rows = note.rows * sum(SPLIT_SHARES.values()) // share
+            dealt = {"rows": rows, "row_length": note.row_length, "seed": note.seed}
+            if note.tokens_sha256 in self._hashes(self.data.model_copy(update=dealt)):
+                return True
+        return False
+
+    def _hashes(self, settings: DataSettings) -> frozenset[str]:
+        """Of the sets that a quant may be made with; none where the texts do not give that many rows."""
+        if settings not in self._dealt:
+            try:
+                sets = token_sets(settings, self.reference)
+            except DataError:
+                sets = {}
+            self._dealt[settings] = frozenset(sets[split].info.sha256 for split in _OTHERS if split in sets)
+        return self._dealt[settings]
 
 
 def _notes(quant: Path) -> dict[str, Provenance]:
@@ -56,20 +84,3 @@ def _notes(quant: Path) -> dict[str, Provenance]:
         if made is not None:
             found[RECIPE] = made.provenance
     return found
-
-
-def _is_of_these_texts(note: Provenance, reference: Path, data: DataSettings) -> bool:
-    """Whether dealing the same texts again, as the note says, gives its rows in another set than the held-out one."""
-    if note.rows is None or note.row_length is None or note.seed is None:
-        return False
-    made_of = [split for split in Split if split is not Split.HELD_OUT]
-    for share in sorted({SPLIT_SHARES[split] for split in made_of}, reverse=True):
-        rows = note.rows * sum(SPLIT_SHARES.values()) // share
-        dealt = {"rows": rows, "row_length": note.row_length, "seed": note.seed}
-        try:
-            sets = token_sets(DataSettings.model_validate(data.model_dump() | dealt), reference)
-        except (DataError, ValidationError):
-            continue
-        if any(sets[split].info.sha256 == note.tokens_sha256 for split in made_of):
-            return True
-    return False

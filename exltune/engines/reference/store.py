@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exltune.engines.reference.layer import Tensors
-from exltune.engines.reference.weights import CheckpointWeights, Exl3Weights, LinearWeights, WeightSource
+from exltune.engines.reference.weights import CheckpointWeights, LinearWeights, WeightSource, open_weights
 from exltune.exl3.tensors import TensorFiles
 from exltune.schema.inventory import Inventory, LinearSpec, Role
 from exltune.schema.mix import REFERENCE, Choice
@@ -43,9 +43,9 @@ class WeightStore:
         return frozenset((REFERENCE, *self.quants))
 
     def source(self, choice: Choice) -> WeightSource:
-        """The source of a choice; EXL3 directories are opened when first used."""
+        """The source of a choice; directories are opened when first used."""
         if choice not in self._sources:
-            self._sources[choice] = Exl3Weights(self.quants[choice])
+            self._sources[choice] = open_weights(self.quants[choice])
         return self._sources[choice]
 
     def load(self, pairs: Iterable[GroupChoice], run: Map = map) -> dict[GroupChoice, Tensors]:

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from exltune.errors import NonFiniteError, QuantMismatchError
 from exltune.exl3.directory import QuantDir
-from exltune.exl3.tensors import TensorFiles
+from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.schema.inventory import LinearSpec, Role
 
 EMBEDDING = "model.embed_tokens.weight"
+
+#: quant_method in the config.json of a checkpoint whose weights are rounded as another format would round them.
+SIMULATED = "exltune-simulated"
 
 
 class LinearWeights(NamedTuple):
@@ -73,6 +76,16 @@ class Exl3Weights:
             return LinearWeights(weight, None)
         bias = self.plain.tensor(f"{spec.key}.bias") if quantized.bias is None else quantized.bias.float()
         return LinearWeights(weight, finite(bias[: spec.out_features], f"{spec.key}.bias", files.path))
+
+
+def open_weights(path: Path) -> WeightSource:
+    """The weights of a quant directory: EXL3, or a checkpoint that says of itself that it simulates another format.
+
+    Raises: QuantMismatchError for any other directory, and what reading it raises.
+    """
+    files = TensorFiles(path)
+    noted = read_json(path / "config.json").get("quantization_config") or {}
+    return CheckpointWeights(files) if noted.get("quant_method") == SIMULATED else Exl3Weights(path)
 
 
 def finite(tensor: Tensor, name: str, where: Path) -> Tensor:

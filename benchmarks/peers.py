@@ -1,0 +1,108 @@
+"""What EXL3 buys over W4A16 and a gate between two quants of the same bytes, as the README shows them.
+
+    python benchmarks/peers.py [--model models/glm4moe] [--tuned out/measurements/glm4moe] [--out FILE]
+
+--tuned: what `exltune tune` made of the model with the data of the demo (benchmarks/measurements.py). The gate is
+between its mix and exllamav3's strategy at no fewer bytes, built as a directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from exltune.budget import SizeModel, directory_size
+from exltune.cli.compare_tables import compare_lines, gain
+from exltune.cli.gate_tables import gate_lines
+from exltune.cli.tables import size
+from exltune.exl3.directory import QuantDir
+from exltune.inventory import load_inventory
+from exltune.pipeline.base_quants import find_base_quants, head_source
+from exltune.pipeline.build import build
+from exltune.pipeline.compare import compare
+from exltune.pipeline.demo import DEMO_DATA, DEMO_MODEL
+from exltune.pipeline.gate import GateSettings, Side, gate
+from exltune.schema.evaluation import EvaluationRow
+from exltune.schema.recipe import Recipe
+from exltune.search import smallest_strategy_at_least
+from exltune.store.records import write_recipe
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=DEMO_MODEL)
+    parser.add_argument("--tuned", type=Path, default=Path("out/measurements/glm4moe"))
+    parser.add_argument("--out", type=Path, help="folder for compare.json and gate.json")
+    arguments = parser.parse_args()
+    _print_comparison(arguments.model, arguments.tuned, arguments.out)
+    _print_gate(arguments.model, arguments.tuned, arguments.out)
+
+
+def _print_comparison(model: Path, tuned: Path, out: Path | None) -> None:
+    start = time.monotonic()
+    found = compare(model, tuned / "quants", DEMO_DATA, out=out and out / "compare.json", force=True)
+    print(f"\n{found.base[0].tokens:,} held-out tokens, {time.monotonic() - start:.0f} s\n")
+    print(
+        "| Quant | Size | bpw | KL(quant‖ref) | KL(ref‖quant) | Perplexity | Top-1 | less KL(ref‖quant) than the peer |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for row in found.base:
+        print(_line(row.name, row, ""))
+    for peer in found.peers:
+        print(_line(f"**{peer.row.name}**", peer.row, ""))
+        for match in peer.matches:
+            print(_line(match.row.name, match.row, gain(match)))
+    print("\n" + "\n".join(compare_lines(found)))
+
+
+def _line(name: str, row: EvaluationRow, gained: str) -> str:
+    kl_q, kl_r = (
+        f"{row.kl_quant_ref:.4f} ± {row.kl_quant_ref_se:.4f}",
+        f"{row.kl_ref_quant:.4f} ± {row.kl_ref_quant_se:.4f}",
+    )
+    cells = (
+        name,
+        size(row.size_bytes),
+        f"{row.bpw:.3f}",
+        kl_q,
+        kl_r,
+        f"{row.perplexity:.3f}",
+        f"{100 * row.top_1:.1f} %",
+    )
+    return f"| {' | '.join(cells)} | {gained} |"
+
+
+def _print_gate(model: Path, tuned: Path, out: Path | None) -> None:
+    with TemporaryDirectory() as folder:
+        uniform = _build_uniform(model, tuned, Path(folder))
+        settings = GateSettings(DEMO_DATA)
+        found = gate(Side(tuned / "model"), Side(uniform), model, settings, out=out and out / "gate.json", force=True)
+    print(
+        "\n| Metric | tuned | uniform | better by | 95 % interval | p | p, Holm | |\n|---|--:|--:|--:|--:|--:|--:|---|"
+    )
+    for metric in found.metrics:
+        low, high = metric.ci95
+        cells = (metric.name, f"{metric.candidate:.4f}", f"{metric.baseline:.4f}", f"{metric.difference:+.4f}")
+        cells += (f"{low:+.4f} to {high:+.4f}", f"{metric.p:.2g}", f"{metric.p_holm:.2g}", metric.outcome.value)
+        print(f"| {' | '.join(cells)} |")
+    print("\n" + "\n".join(gate_lines(found, 0.05)))
+
+
+def _build_uniform(model: Path, tuned: Path, folder: Path) -> Path:
+    """exllamav3's strategy at the smallest size with at least the tuned mix's bytes."""
+    inventory, quants = load_inventory(model), find_base_quants(tuned / "quants", model)
+    head, wanted = head_source(quants, None), directory_size(inventory, QuantDir(tuned / "model")).size_bytes
+    sizes = SizeModel(inventory, head.codebook)
+    found = smallest_strategy_at_least(sizes, wanted, [quant.bits for quant in quants], head.head_bits)
+    tensors = {key: found.bits[group.id] for group in inventory.groups for key in group.tensors}
+    recipe = Recipe(target_bpw=found.size.bpw, achieved_bpw=found.size.bpw, head_bits=head.head_bits, tensors=tensors)
+    write_recipe(folder / "recipe.yaml", recipe)
+    build(folder / "recipe.yaml", tuned / "quants", folder / "uniform", model=model)
+    return folder / "uniform"
+
+
+if __name__ == "__main__":
+    main()
