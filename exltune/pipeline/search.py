@@ -119,7 +119,7 @@ def _score_proposals(proposals: Sequence[Proposal], search: Search, scorer: Scor
     kept = []
     for one, score in zip(proposals, found, strict=True):
         if score is None:
-            search.ledger.drop(one.choices)
+            search.ledger.drop(one.choices, rows.stop - rows.start)
             continue
         before = history.get(one.choices)
         earlier = before.kld_rows[: rows.start] if before is not None else ()

@@ -19,7 +19,7 @@ from exltune.errors import BudgetError
 #: HiGHS stops at an absolute gap of 1e-6: costs are scaled so that this is far below any difference that counts.
 _COST_SCALE = 1e4
 #: Bisections of the price on bytes, and how much rounding may blur its bound, of the bound itself.
-_PRICE_STEPS, _BOUND_TOLERANCE = 100, 1e-9
+_PRICE_STEPS, _BOUND_TOLERANCE = 64, 1e-9
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]

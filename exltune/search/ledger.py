@@ -20,16 +20,16 @@ class Ledger:
     def __init__(self, history: History, rows: int) -> None:
         self.history, self.rows, self.half = history, rows, math.ceil(rows / 2)
         self._anchor: ScoredMix | None = None
-        self._dropped: set[MixKey] = set()
+        self._dropped: dict[MixKey, int] = {}
 
-    def drop(self, choices: Mapping[str, str]) -> None:
-        """Take a mix for known, though it has no finite score: it is not to be proposed again."""
-        self._dropped.add(mix_key(choices))
+    def drop(self, choices: Mapping[str, str], rows: int) -> None:
+        """Take a mix for known, though its score on so many rows is not finite: it is not to be proposed again."""
+        self._dropped[mix_key(choices)] = rows
 
     @property
     def passes(self) -> float:
-        """Passes over the whole search set that the mixes have cost, seeds not counted."""
-        return self.history.passes(self.rows)
+        """Passes over the whole search set that the mixes have cost, those that were dropped included, seeds not."""
+        return self.history.passes(self.rows) + sum(self._dropped.values()) / self.rows
 
     def known(self, choices: Mapping[str, str], rows: int = 1) -> bool:
         """Whether a mix was scored on at least so many rows, or dropped."""
