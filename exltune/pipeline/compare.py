@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from exltune.exl3.tensors import TensorFiles, save_tensors
 from exltune.inventory import read_config
 from exltune.metrics import evaluation_row, paired_difference
 from exltune.pipeline.base_quants import BaseQuant, find_base_quants, head_source, paths_of
+from exltune.pipeline.commands import command_line
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.held_out import HeldOut
 from exltune.pipeline.jobs import provenance
@@ -84,7 +84,12 @@ def compare(
         peers=peers,
         remarks=(*remarks, *table.remarks),
         calibration_sha256=sets[Split.CALIBRATION].info.sha256,
-        command=_command(model, quants_dir, data, groups, trust_data, out),
+        command=command_line(
+            ["compare", str(model), "--quants", str(quants_dir), "--groups", ",".join(map(str, groups))],
+            data,
+            ["--trust-data"] * trust_data,
+            out,
+        ),
         provenance=provenance(model, engine.name, held_out, data),
     )
     if out is not None:
@@ -218,13 +223,3 @@ def _match(found: tuple[Mix, MixSize, bool], peer: Score, score: Score) -> Match
 
 def _row(name: str, path: str | None, size: MixSize, score: Score) -> EvaluationRow:
     return evaluation_row(score, name=name, path=path, size_bytes=size.size_bytes, bpw=size.bpw, head_bpw=size.head_bpw)
-
-
-def _command(
-    model: Path, quants: Path, data: DataSettings, groups: Sequence[int], trust: bool, out: Path | None
-) -> str:
-    words = ["exltune", "compare", str(model), "--quants", str(quants), "--groups", ",".join(map(str, groups))]
-    words += [word for path in data.paths for word in ("--data", path)]
-    words += ["--rows", str(data.rows), "--row-length", str(data.row_length), "--seed", str(data.seed)]
-    words += ["--trust-data"] * trust
-    return shlex.join([*words, *(["--out", str(out)] if out is not None else [])])

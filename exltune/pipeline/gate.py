@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from exltune.evaluate.gate import gate_metrics, task_verdicts
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import check_same_model, load_inventory, model_fingerprint
 from exltune.metrics import evaluation_row
+from exltune.pipeline.commands import command_line
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.held_out import HeldOut
 from exltune.pipeline.jobs import provenance
@@ -230,14 +230,9 @@ def _names(ours: ScoredQuant, theirs: ScoredQuant) -> str:
 
 
 def _command(candidate: Side, baseline: Side, reference: Path, settings: GateSettings, out: Path | None) -> str:
-    """The command line that makes the same numbers."""
-    data = settings.data
-    words = ["exltune", "gate", str(candidate.quant), "--against", str(baseline.quant), "--reference", str(reference)]
-    words += [word for path in data.paths for word in ("--data", path)]
-    words += ["--rows", str(data.rows), "--row-length", str(data.row_length), "--seed", str(data.seed)]
-    words += ["--tolerance", f"{100 * settings.tolerance:g}%"]
-    words += ["--trust-data"] * settings.trust_data
+    words = ["gate", str(candidate.quant), "--against", str(baseline.quant), "--reference", str(reference)]
+    more = ["--tolerance", f"{100 * settings.tolerance:g}%", *["--trust-data"] * settings.trust_data]
     for option, side in (("--candidate-endpoint", candidate), ("--baseline-endpoint", baseline)):
-        words += [option, side.tasks] if side.tasks is not None else []
-    words += [] if settings.tasks is None else settings.tasks.words()
-    return shlex.join([*words, *(["--out", str(out)] if out is not None else [])])
+        more += [option, side.tasks] if side.tasks is not None else []
+    more += [] if settings.tasks is None or not settings.tasks.names else settings.tasks.words()
+    return command_line(words, settings.data, more, out)
