@@ -176,13 +176,11 @@ class _Run:
             all_candidates(problem, seeds, search.finalists(number))
             for number, (problem, seeds) in enumerate(zip(self.problems, self.seeds, strict=True))
         ]
-        mixes = {f"{size} {one.name}": one for size, many in enumerate(candidates) for one in many}
         with self.reporter.stage("Judging on the selection set") as progress:
-            renamed = [one.mix.model_copy(update={"name": name}) for name, one in mixes.items()]
-            found = dict(zip(mixes, fresh.scores(renamed, slice(None), progress), strict=True))
+            found = iter(fresh.scores([one.mix for many in candidates for one in many], slice(None), progress))
         ranked = []
-        for size, (problem, many) in enumerate(zip(self.problems, candidates, strict=True)):
-            scores = {one.name: score for one in many if (score := found[f"{size} {one.name}"]) is not None}
+        for problem, many in zip(self.problems, candidates, strict=True):
+            scores = {one.name: score for one in many if (score := next(found)) is not None}
             if not scores:
                 raise NonFiniteError("no mix at this size has finite scores", fix="Check the base quants")
             ranked.append(standings(problem, many, search.surrogate, history, scores))

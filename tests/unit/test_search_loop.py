@@ -1,0 +1,274 @@
+"""The loop over known laws: it finds what sums of swaps miss, keeps its bounds, and believes no luck."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import INVENTORY, WIDTHS, Law, LawEngine, bpw_range, measured, random_law, run_search
+
+from exltune.search import History, SearchProblem, SearchSettings, Surrogate, open_storage, propose, search_problem
+
+
+def _problem(law: Law, target: float, *, rows: int = 8, **changes: object) -> SearchProblem:
+    return search_problem(
+        INVENTORY,
+        target_bpw=target,
+        widths=WIDTHS,
+        codebook="mul1",
+        head_choice="6",
+        head_bits=6.0,
+        measurement=measured(law, rows=rows),
+        **changes,
+    )
+
+
+def _interacting() -> Law:
+    """Gate and down of all experts hurt each other, attention and its output make up for each other."""
+    plain = random_law(seed=3)
+    pairs = [(f"{layer}.experts.gate_up", f"{layer}.experts.down", 1.5) for layer in (1, 2)]
+    pairs += [(f"{layer}.attn.q", f"{layer}.experts.down", 1.0) for layer in (1, 2)]
+    pairs += [(f"{layer}.attn.o", f"{layer}.attn.kv", -0.8) for layer in range(3)]
+    pairs += [("0.mlp.gate_up", "0.mlp.down", -1.0)]
+    assert {key for one, other, _ in pairs for key in (one, other)} <= set(plain.scales)
+    return Law(plain.scales, gamma=0.8, pairs=pairs)
+
+
+@pytest.mark.parametrize("target", [2.6, 3.2])
+def test_it_beats_sums_of_single_swaps_where_units_interact(target: float) -> None:
+    law = _interacting()
+    problem = _problem(law, target)
+    ran = run_search([problem], LawEngine(law), SearchSettings(passes=40, batch=10))
+    found = law.kld(problem.seed_of_units("", ran.search.held[0]).mix.choices)
+    seeds = {seed.name: law.kld(seed.mix.choices) for seed in propose(problem)}
+    assert {"knapsack", "knapsack-fit"} <= seeds.keys()
+    assert found < min(seeds.values())
+    assert found < 0.97 * min(seeds["knapsack"], seeds["knapsack-fit"])
+
+
+def test_refitting_is_what_finds_it() -> None:
+    law = _interacting()
+    problem = _problem(law, 3.2)
+    found = [
+        run_search([problem], LawEngine(law), SearchSettings(passes=20, batch=8, refit=refit), knobs=None).search
+        for refit in (True, False)
+    ]
+    errors = [[done.log_error for done in search.rounds if done.log_error is not None] for search in found]
+    assert errors[0][-1] < errors[1][-1]
+    assert found[1].surrogate.gamma == Surrogate(problem).gamma
+
+
+@settings(deadline=None, max_examples=5)
+@given(
+    passes=st.floats(0, 9),
+    batch=st.integers(1, 9),
+    rows=st.integers(1, 5),
+    sizes=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_passes_are_never_exceeded(passes: float, batch: int, rows: int, sizes: int, seed: int) -> None:
+    law = random_law(seed=seed, noise=0.1)
+    problems = [_problem(law, target, rows=rows) for target in (2.8, 3.2, 4.0)[:sizes]]
+    engine = LawEngine(law)
+    ran = run_search(problems, engine, SearchSettings(passes=passes, batch=batch, seed=seed), rows=rows, knobs=None)
+    assert engine.row_passes / rows <= passes + 1e-9
+    assert ran.search.ledger.passes == pytest.approx(engine.row_passes / rows)
+    # And what is left would not have paid for another mix at every size.
+    assert passes - engine.row_passes / rows < 1 + sizes
+
+
+def test_the_handed_over_mix_keeps_budget_and_floors() -> None:
+    low, high = bpw_range()
+
+    @settings(deadline=None, max_examples=4)
+    @given(share=st.floats(0.15, 1), seed=st.integers(0, 99), floor=st.sampled_from([None, 3.0, 4.0]))
+    def check(share: float, seed: int, floor: float | None) -> None:
+        law = random_law(seed=seed, noise=0.2, pairs=[("0.attn.q", "0.mlp.down", 1.0)])
+        floors = {"0.attn.q": floor, "1.shared.down": floor} if floor else {}
+        problem = _problem(law, low + share * (high - low), floors=floors)
+        ran = run_search([problem], LawEngine(law), SearchSettings(passes=8, batch=6, seed=seed))
+        for taken in ran.search.finalists(0).values():
+            made = problem.seed_of_units("", taken)
+            assert made.size.bpw <= problem.target_bpw + 1e-9
+            assert made.meets_floors
+            assert all(float(made.mix.choices[key]) >= least for key, least in floors.items())
+
+    check()
+
+
+def test_the_better_half_goes_on_and_the_laws_optimum_always() -> None:
+    law = random_law(noise=0.3)
+    problem = _problem(law, 3.2)
+    engine = LawEngine(law)
+    ran = run_search(
+        [problem], engine, SearchSettings(passes=14, batch=8, sources=("thompson", "exchange")), knobs=None
+    )
+    scored = list(ran.search.ledger.history.mixes.values())
+    whole = [mix for mix in scored if len(mix.kld_rows) == 8]
+    half = [mix for mix in scored if len(mix.kld_rows) == 4]
+    assert len(whole) + len(half) == len(scored)
+    assert half
+    assert all(len(mix.kld_rows) == 8 for mix in scored if mix.source == "exact")
+    # The rungs are halves of the same rows: what is kept is what was scored.
+    for mix in scored:
+        assert mix.kld_rows == pytest.approx(law.rows(mix.choices, range(len(mix.kld_rows))))
+    first_round = [mix for mix in scored[1:9] if mix.source != "exact"]
+    kept = [np.mean(mix.kld_rows[:4]) for mix in first_round if len(mix.kld_rows) == 8]
+    lost = [np.mean(mix.kld_rows[:4]) for mix in first_round if len(mix.kld_rows) == 4]
+    assert max(kept) <= min(lost)
+
+
+def test_luck_on_the_first_rung_is_not_believed() -> None:
+    """Every mix but the held one seems 30 % better on the first half of the rows, and is not on the others."""
+    plain = random_law(noise=0.01)
+    problem = _problem(plain, 3.2)
+    held = run_search([problem], LawEngine(plain), SearchSettings(passes=1), knobs=None).search.held[0]
+    optimum = problem.seed_of_units("", held).mix.choices
+
+    def luck(choices: Mapping[str, str], row: int) -> float:
+        if choices == optimum:
+            return 1.0
+        return 0.5 if row < 8 else 1.05
+
+    lucky = Law(plain.scales, noise=0.01, luck=luck)
+    settings_ = SearchSettings(passes=12, batch=8, refit=False, sources=("exchange",))
+    ran = run_search([problem], LawEngine(lucky), settings_, rows=16, knobs=None)
+    search = ran.search
+    best = min(search.ledger.scored(), key=lambda pair: pair[1])[0]
+    assert best.choices != optimum
+    assert search.held[0] == held
+    assert "search-best" in search.finalists(0)
+
+
+def test_a_move_needs_more_than_twice_its_standard_error() -> None:
+    """On fresh rows the same gain is taken where the rows agree on it, and left where they do not."""
+    plain = random_law()
+    problem = _problem(plain, 3.2)
+    optimum = problem.seed_of_units(
+        "", run_search([problem], LawEngine(plain), SearchSettings(passes=1)).search.held[0]
+    )
+
+    def moves(spread: float) -> bool:
+        def luck(choices: Mapping[str, str], row: int) -> float:
+            if choices == optimum.mix.choices:
+                return 1.0
+            return 0.9 + (spread if row % 2 else -spread)
+
+        law = Law(plain.scales, luck=luck)
+        settings_ = SearchSettings(passes=8, batch=6, refit=False, sources=("exchange",))
+        ran = run_search([problem], LawEngine(law), settings_, rows=16, knobs=None)
+        return problem.seed_of_units("", ran.search.held[0]).mix.choices != optimum.mix.choices
+
+    assert moves(0.02)
+    assert not moves(0.5)
+
+
+def test_several_sizes_share_what_was_scored() -> None:
+    law = _interacting()
+    problems = [_problem(law, target) for target in (2.8, 3.0, 3.5)]
+    engine = LawEngine(law)
+    ran = run_search(problems, engine, SearchSettings(passes=30, batch=9))
+    assert len(ran.search.held) == 3
+    assert all(len(done.held_kld) == 3 for done in ran.search.rounds)
+    sizes = [problem.bytes_of(taken) for problem, taken in zip(problems, ran.search.held, strict=True)]
+    assert all(size <= problem.budget_bytes for size, problem in zip(sizes, problems, strict=True))
+    klds = [law.kld(p.seed_of_units("", taken).mix.choices) for p, taken in zip(problems, ran.search.held, strict=True)]
+    assert klds[0] > klds[1] > klds[2]
+    # Learning is from all of them: the law is right at each size.
+    for problem, taken, kld in zip(problems, ran.search.held, klds, strict=True):
+        difficulty = law.rows({}, range(8)).mean() / law.kld({})
+        assert np.exp(ran.search.surrogate.predict([taken])[0]) == pytest.approx(kld * difficulty, rel=0.1)
+        assert problem.within(taken)
+
+
+def test_nothing_left_to_try_ends_it() -> None:
+    """At the smallest budget there is one mix: it is scored, and that is that."""
+    law = random_law()
+    low, _ = bpw_range()
+    problem = _problem(law, low + 1e-9)
+    engine = LawEngine(law)
+    ran = run_search([problem], engine, SearchSettings(passes=1000, batch=4))
+    assert [mix.choices for mix, _ in engine.scored] == [problem.seed_of_units("", ran.search.held[0]).mix.choices]
+    assert ran.search.rounds == []
+
+
+@pytest.mark.parametrize("which", ["all", "the optimum"])
+def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: str) -> None:
+    law = random_law(noise=0.05)
+    problem = _problem(law, 3.2)
+    optimum = run_search([problem], LawEngine(law), SearchSettings(passes=1), knobs=None).search.held[0]
+    bad = problem.seed_of_units("", optimum).mix.choices
+    asked: list[Mapping[str, str]] = []
+
+    def nan(choices: Mapping[str, str]) -> bool:
+        if which == "all" or choices == bad:
+            asked.append(dict(choices))
+            return True
+        return False
+
+    ran = run_search([problem], LawEngine(law, nan=nan), SearchSettings(passes=10, batch=6))
+    distinct = {tuple(sorted(choices.items())) for choices in asked}
+    assert len(asked) == len(distinct) == len(ran.scorer.dropped)
+    if which == "all":
+        # They cost their passes too, or it would never end.
+        assert ran.search.ledger.history.mixes == {}
+        assert 8 < ran.search.ledger.passes <= 10
+    else:
+        assert len(asked) == 1
+        assert 8 < ran.search.ledger.passes <= 10
+        # What is held is the best of those that have a score.
+        assert ran.search.held[0] != optimum
+        assert ran.search.rounds[-1].held_kld[0] is not None
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    law = _interacting()
+    problem = _problem(law, 3.2)
+
+    def run(seed: int) -> list[tuple[str, tuple[float, ...]]]:
+        ran = run_search([problem], LawEngine(law), SearchSettings(passes=12, batch=6, seed=seed))
+        return [(mix.source, mix.kld_rows) for mix in ran.search.ledger.history.mixes.values()]
+
+    assert run(0) == run(0)
+    assert run(0) != run(1)
+
+
+def test_a_finished_search_taken_up_again_holds_the_same_and_scores_nothing() -> None:
+    law = _interacting()
+    problem = _problem(law, 3.2)
+    history = History(open_storage(None), "key")
+    settings_ = SearchSettings(passes=20, batch=8)
+    first = run_search([problem], LawEngine(law), settings_, history=history).search
+    engine = LawEngine(law)
+    again = run_search([problem], engine, settings_, history=history).search
+    assert engine.scored == []
+    assert again.held == first.held
+    assert again.finalists(0).keys() == first.finalists(0).keys()
+    # With more passes it goes on from there.
+    more = run_search([problem], engine, SearchSettings(passes=24, batch=8), history=history).search
+    assert engine.scored
+    assert more.ledger.passes <= 24
+
+
+def test_one_row_is_a_search_set_too() -> None:
+    law = random_law()
+    problem = _problem(law, 3.2, rows=1)
+    ran = run_search([problem], LawEngine(law), SearchSettings(passes=8, batch=4), rows=1)
+    assert ran.search.ledger.passes == 8
+    assert "search" in ran.search.finalists(0)
+
+
+def test_only_what_keeps_the_budget_is_proposed() -> None:
+    """A predicate such as a split over GPUs is asked of every proposal."""
+    law = random_law()
+    problem = _problem(law, 3.2)
+    picky = replace(problem, fits=lambda choices: choices["2.attn.o"] != "8")
+    engine = LawEngine(law)
+    run_search([picky], engine, SearchSettings(passes=10, batch=6))
+    proposed = [mix.choices["2.attn.o"] for mix, _ in engine.scored[1:]]
+    assert proposed
+    assert "8" not in proposed
