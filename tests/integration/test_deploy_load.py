@@ -74,6 +74,7 @@ def test_it_unloads_loads_checks_and_asks(tabby: Tabby, out: Path, quant: Path) 
     assert (served["text"], served["completion_tokens"]) == ("Hello there.", 4)
     assert tabby.routes()[2:4] == [("POST", "/v1/model/unload"), ("POST", "/v1/model/load")]
     assert tabby.quantized_cache
+    assert tabby.admin_headers == {ADMIN_KEY}
     # The request names nothing that TabbyAPI would drop; tabby_config.yml carries that.
     assert tabby.dropped == set()
     assert tabby.loaded is not None

@@ -44,6 +44,7 @@ class Tabby:
     loaded: dict[str, Any] | None = None
     asked: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
+    admin_headers: set[str | None] = field(default_factory=set)
     url: str = ""
 
     @property
@@ -133,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _admin(self) -> bool:
+        self.state.admin_headers.add(self.headers.get("X-admin-key"))
         key = self.headers.get("X-admin-key") or self._bearer()
         if self.state.disable_auth or key == ADMIN_KEY:
             return True
