@@ -18,6 +18,7 @@ from exltune.cli.gate import gate, tasks
 from exltune.cli.optimize import Passes, Time, optimize, search_settings
 from exltune.cli.plan import plan
 from exltune.cli.push import push
+from exltune.cli.trade import trade
 
 if TYPE_CHECKING:
     from exltune.pipeline.quantize import QuantizeSettings
@@ -69,6 +70,7 @@ app.command()(explain)
 app.command()(card)
 app.command()(push)
 app.command()(optimize)
+app.command()(trade)
 app.command()(gate)
 app.command()(tasks)
 app.command()(compare)

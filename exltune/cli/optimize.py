@@ -104,7 +104,7 @@ def optimize(
                 offload_layers=offload_layers,
             ),
             cache=_cache(cache),
-            head=_head(head_bits),
+            head=options.parse_head(head_bits),
             floors=_floors(floor or []),
         )
         found = run(
@@ -173,14 +173,6 @@ def _seconds(text: str) -> float:
     if text.strip().replace(".", "", 1).isdigit():
         raise UsageError(f"--time {text!r} has no unit", fix=f"Write {text}h, {text}m or {text}s")
     return seconds
-
-
-def _head(text: str | None) -> float | Literal["auto"] | None:
-    if text is None:
-        return None
-    if text == "auto":
-        return "auto"
-    return options.parse_numbers("--head-bits", text, "6")[0]
 
 
 def _cache(text: str | None) -> CacheBits | Literal["auto"] | None:

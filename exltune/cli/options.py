@@ -50,6 +50,13 @@ def parse_quants(bits: str, head_bits: str) -> tuple[tuple[float, ...], tuple[fl
     return tuple(width for width, _ in pairs), tuple(head for _, head in pairs)
 
 
+def parse_head(text: str | None) -> float | Literal["auto"] | None:
+    """Bits of the head, or auto. Raises: UsageError."""
+    if text is None or text == "auto":
+        return None if text is None else "auto"
+    return parse_numbers("--head-bits", text, "6")[0]
+
+
 def parse_level(text: str) -> int:
     """`l3`, `3` -> 3. Raises: UsageError."""
     levels = {"l2": 2, "2": 2, "l3": 3, "3": 3}

@@ -100,10 +100,6 @@ class Joint:
         k_bits, v_bits = self._caches[CACHE_K], self._caches[CACHE_V]
         return FP16_CACHE, *(CacheBits(k=k, v=v) for k in k_bits for v in v_bits)
 
-    def kv_bytes(self, use: Use) -> int:
-        """The cache at its bits, states included."""
-        return cache_bytes(self.profile.cache, use.context or 0, use.cache.k, use.cache.v, use.slots)
-
     def best(self, limits: Limits, use: Use) -> Optimum:
         """The optimum over all caches, use.cache being ignored. Raises: BudgetError where none fits."""
         bounds, refused = [], []
@@ -151,7 +147,7 @@ class Joint:
 
     def _solve(self, limits: Limits, use: Use, budget: GroupsBudget) -> tuple[SearchProblem, tuple[int, ...]]:
         """The problem that is left for weights and head, and its optimum; caches of the same bytes share it."""
-        key = (limits, use.model_copy(update={"cache": FP16_CACHE}), self.kv_bytes(use))
+        key = (limits, use.model_copy(update={"cache": FP16_CACHE}), kv_bytes(self.profile, use))
         if key not in self._solved:
             problem = replace(self.problem, groups_budget_bytes=budget.size_bytes)
             problem.check_floors()
@@ -165,7 +161,7 @@ class Joint:
         """Of all caches that take the same bytes the one with the least energy, largest first: others cannot win."""
         best: dict[int, tuple[float, CacheBits]] = {}
         for cache in self.caches:
-            size, energy = self.kv_bytes(use.model_copy(update={"cache": cache})), self._cache_energy(cache)
+            size, energy = kv_bytes(self.profile, use.model_copy(update={"cache": cache})), self._cache_energy(cache)
             if size not in best or energy < best[size][0]:
                 best[size] = energy, cache
         return [best[size][1] for size in sorted(best, reverse=True)]
@@ -188,6 +184,11 @@ class Joint:
             elif unit.id in self._caches:
                 found[number] = EXACT
         return tuple(found)
+
+
+def kv_bytes(profile: ModelProfile, use: Use) -> int:
+    """use.cache at use.context, states included."""
+    return cache_bytes(profile.cache, use.context or 0, use.cache.k, use.cache.v, use.slots)
 
 
 def groups_budget(
