@@ -28,7 +28,7 @@ def root() -> None:
 
 _Source = Annotated[
     Path | None,
-    typer.Argument(metavar="[OUT]", help="EXL3 directory; or a recipe or config of one to come.", show_default=False),
+    typer.Argument(metavar="OUT", help="EXL3 directory; or a recipe or config of one to come.", show_default=False),
 ]
 _DeployOut = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder for TabbyAPI's files.", show_default=False)

@@ -105,6 +105,11 @@ def test_a_plan_without_files(tabby: Tabby, quant: Path, tmp_path: Path) -> None
     outcome = exltune(*arguments)
     assert outcome.code == 0, outcome.stderr
     assert sorted(tmp_path.iterdir()) == before
+    # Written and loaded at once, with the keys of the server that runs.
+    (quant / "tabby_config.yml").unlink()
+    both = exltune(*arguments, "--out", tmp_path / "out")
+    assert both.code == 0, both.stderr
+    assert (tmp_path / "out" / "deployment.json").is_file()
 
 
 def test_a_server_without_keys(quant: Path, out: Path) -> None:
