@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from exltune.pipeline.held_out import HeldOut
 from exltune.pipeline.jobs import provenance
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.pipeline.scored import read_scored
-from exltune.pipeline.tasks import TaskSettings, task_runs
+from exltune.pipeline.tasks import TaskSettings, check_answers, task_runs
 from exltune.schema.gate import GateResult, Outcome, ScoredQuant, Source, TaskRuns
 from exltune.schema.tokens import DataSettings, Split
 from exltune.store.files import refuse_existing_file
@@ -48,7 +48,7 @@ class GateSettings:
     data: DataSettings
     tolerance: float = TOLERANCE
     trust_data: bool = False
-    tasks: TaskSettings | None = None
+    tasks: TaskSettings = field(default_factory=TaskSettings)
     engine: str = AUTO
 
 
@@ -143,6 +143,8 @@ class _Run:
 
     def open(self, side: Side, role: str) -> _Opened:
         """Check one side by itself."""
+        if side.tasks is not None:
+            check_answers(side.tasks, self.settings.tasks)
         if side.quant.is_dir():
             check_same_model(self.reference, side.quant)
             self.remarks += self.held_out.check(side.quant)
@@ -173,7 +175,7 @@ class _Run:
     def _tasks(self, opened: _Opened, scored: ScoredQuant) -> TaskRuns | None:
         if opened.side.tasks is None:
             return scored.tasks
-        return task_runs(opened.side.tasks, self.settings.tasks or TaskSettings(()), self.source, self.reporter)
+        return task_runs(opened.side.tasks, self.settings.tasks, self.source, self.reporter)
 
     def _score(self, quants: dict[str, Path]) -> dict[str, ScoredQuant]:
         engine = open_engine(self.settings.engine, self.reference, quants)
@@ -234,5 +236,5 @@ def _command(candidate: Side, baseline: Side, reference: Path, settings: GateSet
     more = ["--tolerance", f"{100 * settings.tolerance:g}%", *["--trust-data"] * settings.trust_data]
     for option, side in (("--candidate-endpoint", candidate), ("--baseline-endpoint", baseline)):
         more += [option, side.tasks] if side.tasks is not None else []
-    more += [] if settings.tasks is None or not settings.tasks.names else settings.tasks.words()
+    more += settings.tasks.words() if settings.tasks.names else []
     return command_line(words, settings.data, more, out)

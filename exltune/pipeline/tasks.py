@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXTRA = "exltune[tasks]"
 _GENERATES = "generate_until"
 _CHAT = "/chat/completions"
+_URL = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TaskSettings:
     what the model wrote.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
     include: tuple[Path, ...] = ()
     model: str = "default"
     max_tokens: int = 8192
@@ -81,15 +82,24 @@ def run_tasks(
 
 def task_runs(where: str, settings: TaskSettings, source: Source, reporter: Reporter) -> TaskRuns:
     """The answers of an endpoint, or those of an earlier run out of its file. Raises: as run_tasks."""
-    if where.startswith(("http://", "https://")):
+    if where.startswith(_URL):
         return _ask(where, settings, source, reporter)
     runs = read_record(Path(where), TaskRuns)
     return runs.model_copy(update={"source": Source(file=where, command=runs.source.command)})
 
 
+def check_answers(where: str, settings: TaskSettings) -> None:
+    """Tell before long work what task_runs would raise for a file, or for want of the harness. Raises: as run_tasks."""
+    if not where.startswith(_URL):
+        read_record(Path(where), TaskRuns)
+    elif not settings.names:
+        raise UsageError("no tasks are named", where=where, fix="Give --tasks mmlu_pro,gpqa_diamond_cot_zeroshot")
+    else:
+        _harness()
+
+
 def _ask(endpoint: str, settings: TaskSettings, source: Source, reporter: Reporter | None) -> TaskRuns:
-    if not settings.names:
-        raise UsageError("no tasks are named", fix="Give --tasks mmlu_pro,gpqa_diamond_cot_zeroshot or others")
+    check_answers(endpoint, settings)
     harness = _harness()
     with (reporter or Silent()).stage(f"Tasks of {endpoint}"):
         found = _evaluate(harness, endpoint, settings)

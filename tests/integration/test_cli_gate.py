@@ -130,13 +130,19 @@ def test_tasks_need_somebody_to_ask(against, quants, tmp_path):
     quant = quants / "2bpw_H6"
     url = "http://127.0.0.1:9/v1"
     fail(2, "nobody to ask", here=tmp_path, arguments=against(quant, quant, "--tasks", "sums"))
+    fail(2, "no tasks are named", here=tmp_path, arguments=against(quant, quant, "--candidate-endpoint", url))
+    fail(7, "absent.json", here=tmp_path, arguments=against(quant, quant, "--baseline-endpoint", "absent.json"))
     both = ("--candidate-endpoint", url, "--baseline-endpoint", url)
     fail(2, "the same server", here=tmp_path, arguments=against(quant, quant, "--tasks", "sums", *both))
 
 
-def test_without_the_harness_the_fix_is_named(tmp_path, monkeypatch):
+def test_without_the_harness_the_fix_is_named(against, quants, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     arguments = ("tasks", "http://127.0.0.1:9/v1", "--tasks", "sums", "--out", tmp_path / "tasks.json")
+    fail(2, "pip install 'exltune[tasks]'", here=tmp_path, arguments=arguments)
+    monkeypatch.setattr("exltune.pipeline.gate.open_engine", None)
+    sides = ("--tasks", "sums", "--candidate-endpoint", "http://127.0.0.1:9/v1")
+    arguments = against(quants / "2bpw_H6", quants / "2bpw_H6", *sides)
     fail(2, "pip install 'exltune[tasks]'", here=tmp_path, arguments=arguments)
 
 
