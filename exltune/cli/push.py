@@ -38,7 +38,7 @@ def push(
 ) -> None:
     """Bring finished quants to the Hugging Face Hub: a branch for each, the card on main. Run again, it goes on."""
     with errors_in_one_line(json):
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # exported lazily
 
         from exltune.pipeline.push import PushAsked
         from exltune.pipeline.push import push as run

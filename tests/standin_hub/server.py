@@ -194,7 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
         if role != "write" or owner != name:
             raise HubError(403, "You don't have the rights to create a model under this namespace")
         if repo_id in self.hub.repos:
-            raise HubError(409, "You already created this model repo")
+            # huggingface_hub reads the address out of this refusal.
+            known = {"error": "You already created this model repo", "url": f"{self.hub.url}/{repo_id}"}
+            return 409, known, {}
         self.hub.repos[repo_id] = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
         return {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
 
