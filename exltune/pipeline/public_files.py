@@ -14,7 +14,8 @@ from exltune.pipeline.base_quants import RECIPE
 from exltune.pipeline.published import Published
 from exltune.pipeline.tune import EVALUATION, MEASUREMENT, VERDICT
 
-_FOLDERS = {RECIPE: "recipes", MEASUREMENT: "measurements", EVALUATION: "evaluations", VERDICT: "verdicts"}
+#: Where the repository keeps each of a tune's files, named by branch.
+FOLDERS = {RECIPE: "recipes", MEASUREMENT: "measurements", EVALUATION: "evaluations", VERDICT: "verdicts"}
 
 
 def public_files(found: Published, evaluations: Sequence[Path]) -> dict[str, bytes]:
@@ -22,9 +23,9 @@ def public_files(found: Published, evaluations: Sequence[Path]) -> dict[str, byt
     files: dict[str, bytes] = {}
     for tune in found.tunes:
         for name, path in tune.files.items():
-            files[f"{_FOLDERS[name]}/{tune.quant.branch}{path.suffix}"] = _public(path)
+            files[f"{FOLDERS[name]}/{tune.quant.branch}{path.suffix}"] = _public(path)
     for path in evaluations:
-        name = f"{_FOLDERS[EVALUATION]}/{path.stem}.json"
+        name = f"{FOLDERS[EVALUATION]}/{path.stem}.json"
         if name in files:
             raise UsageError(f"two evaluations would both be {name}", where=str(path), fix="Rename one of the files")
         files[name] = _public(path)

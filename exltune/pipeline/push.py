@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exltune.errors import DataError, UsageError
+from exltune.pipeline.base_quants import RECIPE
 from exltune.pipeline.card import CARD
+from exltune.pipeline.public_files import FOLDERS
 from exltune.pipeline.published import PublishedQuant, check_branches, find_published
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.publish.card_metadata import check_repo_id
@@ -94,8 +96,14 @@ def _chosen(quants: Sequence[PublishedQuant], branches: Sequence[str]) -> list[P
 
 
 def _branch(quant: PublishedQuant, page: Mapping[str, Path]) -> _Branch:
-    """A quant's own files with the card and its pictures: the base model's README describes another model."""
+    """A quant's own files with the card, its pictures and the recipe as published: the base model's README describes
+    another model.
+    """
     taken, left = branch_files(quant.path)
+    recipe = page.get(f"{FOLDERS[RECIPE]}/{quant.branch}.yaml")
+    if recipe is not None:
+        taken |= {RECIPE: recipe}
+        left.pop(RECIPE, None)
     shown = {name: path for name, path in page.items() if name == README or path.suffix == ".png"}
     return _Branch(quant.branch, taken | shown, left)
 

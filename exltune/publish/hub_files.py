@@ -30,9 +30,9 @@ _MODEL_FILES = (
     "*.py",
     "LICENSE*",
     "NOTICE*",
-    "recipe.yaml",
-    "exltune.json",
 )
+#: Records of ours, with paths in them; the card has copies without.
+_NOTES = ("recipe.yaml", "exltune.json")
 #: Files of the server's own that TabbyAPI reads beside a model, and keys wherever they lie.
 _SECRETS = ("api_tokens.*", "*.env", ".env*", "*.pem", "*.key", "*_token", "*.token", "token", "*secret*")
 #: Of the card, on every branch.
@@ -62,6 +62,8 @@ def _reason(path: Path) -> str | None:
         return "the card takes its place"
     if any(_matches(name, pattern) for pattern in _SECRETS):
         return "may hold secrets"
+    if name in _NOTES:
+        return "names folders of this machine"
     if name.startswith("."):
         return "hidden: a lock, a search's store or a temporary file"
     return None if any(_matches(name, pattern) for pattern in _MODEL_FILES) else "no file of a model"

@@ -91,11 +91,14 @@ def test_the_card_is_every_branchs_readme(out, hub):
         assert hub.text(REPO, branch, "README.md") == (out / "README.md").read_bytes()
 
 
-def test_no_secret_and_no_temporary_file_leaves(out, hub):
+def test_no_secret_no_folder_and_no_temporary_file_leaves(tiny_moe, out, hub):
     done = succeed("push", out, REPO)
     left = {action["path"] for action in done["actions"] if action["do"] == "leave out"}
     assert left == {"README.md", *LEFT_BEHIND}
+    folder = str(tiny_moe.path.parent).encode()
+    assert folder in (out / "model" / "recipe.yaml").read_bytes()
     for branch in hub.repos[REPO].branches:
+        assert all(folder not in hub.text(REPO, branch, name) for name in hub.names(REPO, branch))
         assert not hub.names(REPO, branch) & set(LEFT_BEHIND)
         assert all(b"hf_secret" not in hub.text(REPO, branch, name) for name in hub.names(REPO, branch))
 

@@ -108,9 +108,10 @@ PUBLISHED = [
     "merges.txt",
     "modeling_glm.py",
     "LICENSE",
-    "recipe.yaml",
 ]
 KEPT_BACK = [
+    "recipe.yaml",
+    "exltune.json",
     "README.md",
     "api_tokens.yml",
     "API_TOKENS.json",
