@@ -145,6 +145,7 @@ def _targets(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "same space: below the best of strategy, hq, greedy, rules (median)", 0.15, _median(cells, OURS, _HAND)
         ),
         _target("same space: below uniform (median)", 0.25, _median(cells, OURS, ("uniform",))),
+        _target("the same, log KL of uniform quants interpolated to equal bytes", 0.25, _below_interpolated(cells)),
         _target("same space: below convex under 3 bpw (median)", 0.05, _median(low, OURS, ("convex",))),
         _target("wide: below convex (median)", 0.10, _median(cells, WIDE, ("convex",))),
         _target(
@@ -184,6 +185,25 @@ def _worse(cells: Sequence[Cell], method: str, others: Sequence[str]) -> int:
 
 def _median(cells: Sequence[Cell], method: str, others: Sequence[str]) -> float | None:
     found = [share for cell in cells if (share := cell.below(method, others)) is not None]
+    return float(np.median(found)) if found else None
+
+
+def _below_interpolated(cells: Sequence[Cell]) -> float | None:
+    """How far ours is below the line through the uniform quants around it (median over cells that have two)."""
+    found = []
+    for cell in cells:
+        plain = sorted(
+            {
+                (one.bpw, one.kld)
+                for other in cells
+                if other.key[0] == cell.key[0]
+                for one in other.rows.get("uniform", ())
+            }
+        )
+        mine = cell.rows[OURS][0]
+        if plain and plain[0][0] <= mine.bpw <= plain[-1][0] + 1e-6:
+            there = float(np.exp(np.interp(mine.bpw, [bpw for bpw, _ in plain], np.log([kld for _, kld in plain]))))
+            found.append(1 - mine.kld / there)
     return float(np.median(found)) if found else None
 
 

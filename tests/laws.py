@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from exltune.budget import SizeModel
-from exltune.errors import NonFiniteError
+from exltune.budget import Limits, ModelProfile, SizeModel
+from exltune.budget.limits import weights_budget
+from exltune.errors import BudgetError, NonFiniteError
 from exltune.inventory import groups_at_level, inventory_from_config
 from exltune.pipeline.reporter import Silent
 from exltune.pipeline.search import Scorer, run_rounds
 from exltune.schema.evaluation import MethodRow
+from exltune.schema.hardware import Hardware, Use
 from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import MeasuredGroup, Measurement, MeasurementDetail, Probe, QuantRef
 from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, Mix, choice_of_bits
@@ -265,3 +267,18 @@ def bpw_range(inventory: Inventory = INVENTORY, widths: Sequence[float] = WIDTHS
     sizes = SizeModel(inventory, "mul1")
     low, high = (sizes.uniform_size(width, 6).bpw for width in (widths[0], widths[-1]))
     return low, high
+
+
+def memory_for(profile: ModelProfile, bpw: float, use: Use, *, gpus: int = 0) -> int:
+    """Bytes of memory, or of each card, that leave room for weights of so many bpw with a 6-bit head."""
+    wanted = profile.sizes.budget_bytes(bpw) + profile.sizes.group_bytes("head", 6.0)
+    low, high = 0, 2**36
+    while high - low > 1:
+        middle = (low + high) // 2
+        hardware = Hardware(gpus=(middle,) * gpus) if gpus else Hardware(vram_bytes=middle)
+        try:
+            enough = weights_budget(profile, Limits(hardware), use, head_bits=6.0).groups_and_head_bytes >= wanted
+        except BudgetError:
+            enough = False
+        low, high = (low, middle) if enough else (middle, high)
+    return high

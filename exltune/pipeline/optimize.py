@@ -103,8 +103,9 @@ def optimize(
     measurement = read_record(file, Measurement)
     model = model or Path(measurement.exltune.provenance.model_path)
     config = read_config(model)
-    spaces = [search_space(config, model, measurement, one) for one in (asked, *_at(asked, settings.front))]
-    run = _Run(spaces, settings, measurement, out, reporter, asked.floors)
+    space = search_space(config, model, measurement, asked)
+    more = [search_space(config, model, measurement, one, like=space) for one in _at(asked, settings.front)]
+    run = _Run((space, *more), settings, measurement, out, reporter, asked.floors)
     with locked(out):
         quants = quants_at_hand(measurement, quants_dir, model)
         if quants:

@@ -14,7 +14,7 @@ from exltune.pipeline.joint import Joint, checked_head, fits_limits, groups_budg
 from exltune.schema.hardware import FP16_CACHE, CacheBits, Use
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import MeasuredGroup, Measurement
-from exltune.schema.mix import CACHE_K, CACHE_V, Choice
+from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Choice
 from exltune.schema.search import Budget
 from exltune.search import SearchProblem, Surrogate, Unit, cache_unit, floors, head_unit, search_problem
 
@@ -43,15 +43,26 @@ class Space:
     budget: Budget
 
 
-def search_space(config: Mapping[str, Any], where: Path, measurement: Measurement, asked: Asked) -> Space:
+def search_space(
+    config: Mapping[str, Any], where: Path, measurement: Measurement, asked: Asked, *, like: Space | None = None
+) -> Space:
     """The problem that a measurement and a user's limits make.
 
+    like: the space of another target whose units this one shares.
     Raises: BudgetError naming the limit that binds, UsageError for options that contradict each other.
     """
     profile = model_profile(config, cast(Codebook, measurement.exltune.codebook), str(where))
     _check(asked, profile)
-    cache = _best_cache(profile, measurement, asked) if asked.cache == AUTO else asked.cache
+    cache = asked.cache
+    if cache == AUTO:
+        cache = _best_cache(profile, measurement, asked) if like is None else _cache_of(like)
     return _space(profile, measurement, asked, cache or FP16_CACHE)
+
+
+def _cache_of(space: Space) -> CacheBits:
+    """The cache that a space was drawn up with."""
+    k, v = (int(space.problem.extras.get(key, REFERENCE)) for key in (CACHE_K, CACHE_V))
+    return CacheBits(k=k, v=v)
 
 
 def _best_cache(profile: ModelProfile, measurement: Measurement, asked: Asked) -> CacheBits:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from exltune.budget import format_size, parse_cache
-from exltune.pipeline.palette import bit_colour
+from exltune.budget import format_size
 from exltune.schema.trade import Trade, TradeRow
 
 if TYPE_CHECKING:
@@ -53,19 +52,9 @@ def memory_of(trade: Trade) -> str:
 
 
 def _draw(kld: Axes, bpw: Axes, cache: str, rows: list[TradeRow], marker: str) -> None:
-    bits = parse_cache(cache)
-    red, green, blue = (part / 255 for part in bit_colour((bits.k + bits.v) / 2))
     contexts = [row.context for row in rows]
     for axes, values in ((kld, [row.predicted_kld or 0.0 for row in rows]), (bpw, [row.bpw or 0.0 for row in rows])):
-        axes.plot(
-            contexts,
-            values,
-            marker=marker,
-            color=(red, green, blue),
-            markeredgecolor="grey",
-            markeredgewidth=0.5,
-            label=cache,
-        )
+        axes.plot(contexts, values, marker=marker, label=cache)
 
 
 def _label(axes: Axes, trade: Trade, what: str, *, log_scale: bool) -> None:

@@ -19,6 +19,7 @@ ROW = {
     *("kl_ref_quant_se", "perplexity", "top_1", "top_2", "top_3", "top_4", "top_5", "tokens"),
 }
 HELD_OUT_TOKENS = 12 * 31
+PASSES = 6
 
 
 def linear_tensors(quant: Path) -> dict[str, torch.Tensor]:
@@ -123,25 +124,27 @@ def test_measure_at_level_2(moe_model, quants, data, tmp_path, level):
     assert [group["id"] for group in groups] == ["0.attn", "0.mlp", "1.attn", "1.shared", "1.experts"]
     assert found["groups"] == 5
     # A recipe from parts gives all groups of a part the same bits.
-    succeed("optimize", out, "--target-bpw", "3.15", "--out", tmp_path / "r.yaml")
+    succeed("optimize", out, "--target-bpw", "3.15", "--passes", 2, "--out", tmp_path / "r.yaml")
 
 
 @pytest.fixture(scope="module")
 def recipe(measurement, tmp_path_factory):
     """A recipe at 3.15 bpw and what optimize printed."""
     out = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    return out, succeed("optimize", measurement, "--target-bpw", "3.15", "--out", out)
+    return out, succeed("optimize", measurement, "--target-bpw", "3.15", "--passes", PASSES, "--out", out)
 
 
 def test_optimize_hands_over_the_best_of_all_methods(recipe):
     out, found = recipe
     content = yaml.safe_load(out.read_text())
-    methods = {method["name"]: method for method in found["methods"]}
-    assert {"uniform", "exllamav3-strategy", "knapsack", "knapsack-fit"} < methods.keys()
-    best = min(method["kl_ref_quant"] for method in methods.values())
-    assert methods[found["source"]]["kl_ref_quant"] == best == content["exltune"]["measured_kld_nats"]
+    standings = {row["name"]: row for row in found["search"]["standings"]}
+    assert {"uniform", "exllamav3-strategy", "hq-like"} < standings.keys()
+    best = min(row["selection_kld"] for row in standings.values())
+    assert standings[found["source"]]["selection_kld"] == best == content["exltune"]["measured_kld_nats"]
+    assert found["search"]["searched"]
+    assert 0 < found["search"]["passes"] <= PASSES
     assert content["achieved_bpw"] == found["achieved_bpw"] <= content["target_bpw"] == 3.15
-    assert all(method["bpw"] <= 3.15 for method in methods.values())
+    assert all(row["bpw"] <= 3.15 for row in standings.values())
     assert set(content["tensors"].values()) <= {2, 3, 4}
 
 
@@ -153,9 +156,11 @@ def test_optimize_without_the_quants_trusts_predictions(measurement, tmp_path):
     moved.write_text(json.dumps(content))
     outcome = exltune("optimize", moved, "--target-bpw", "3.15", "--out", tmp_path / "r.yaml", "--json")
     assert "not at hand" in outcome.stderr
-    assert all(method["kl_ref_quant"] is None for method in outcome.json["methods"])
-    predicted = {method["name"]: method["predicted_kld"] for method in outcome.json["methods"]}
+    standings = outcome.json["search"]["standings"]
+    assert all(row["selection_kld"] is None for row in standings)
+    predicted = {row["name"]: row["predicted_kld"] for row in standings}
     assert predicted[outcome.json["source"]] == min(predicted.values())
+    assert not outcome.json["search"]["searched"]
 
 
 def test_build_copies_tensors_bit_for_bit(recipe, quants, tmp_path):
@@ -185,7 +190,7 @@ def test_base_quants_are_told_from_what_lies_beside_them(moe_model, quants, reci
     (tmp_path / "uniform.yaml").write_text(yaml.safe_dump(uniform))
     succeed("build", file, "--quants", folder, "--out", folder / "mix")
     succeed("build", tmp_path / "uniform.yaml", "--quants", folder, "--out", folder / "uniform")
-    again = ("--target-bpw", "3.15", "--out", tmp_path / "again.yaml")
+    again = ("--target-bpw", "3.15", "--passes", PASSES, "--out", tmp_path / "again.yaml")
     succeed("optimize", measurement, "--quants", folder, *again)
     assert (tmp_path / "again.yaml").read_text() == file.read_text()
     before = contents(folder)

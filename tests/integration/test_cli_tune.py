@@ -7,7 +7,8 @@ import pytest
 from command_line import contents, exltune, run_until_killed, succeed
 from test_cli import HELD_OUT_TOKENS, ROW
 
-SETTINGS = ("--bits", "3,4", "--target-bpw", "3.7")
+SEARCH = ("--target-bpw", "3.7", "--passes", "4")
+SETTINGS = ("--bits", "3,4", *SEARCH)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_the_verdict(tuned):
     assert found.keys() == {"recipe", "model", "verdict"}
     assert (Path(found["recipe"]), Path(found["model"])) == (out / "recipe.yaml", out / "model")
     verdict = found["verdict"]
-    assert {"tuned", "uniform", "difference", "difference_ci95", "source", "methods"} <= verdict.keys()
+    assert {"tuned", "uniform", "difference", "difference_ci95", "source", "standings", "searched"} <= verdict.keys()
     for row in (verdict["tuned"], verdict["uniform"]):
         assert row.keys() == ROW
         assert row["tokens"] == HELD_OUT_TOKENS
@@ -38,9 +39,10 @@ def test_the_verdict(tuned):
     assert low <= verdict["difference"] <= high
     difference = verdict["uniform"]["kl_ref_quant"] - verdict["tuned"]["kl_ref_quant"]
     assert verdict["difference"] == pytest.approx(difference, abs=1e-9)
-    methods = {method["name"]: method["kl_ref_quant"] for method in verdict["methods"]}
-    assert {"uniform", "exllamav3-strategy", "knapsack", "knapsack-fit"} < methods.keys()
-    assert verdict["source"] in {"search", *methods}
+    standings = {row["name"]: row["selection_kld"] for row in verdict["standings"]}
+    assert {"uniform", "exllamav3-strategy", "hq-like"} < standings.keys()
+    assert standings[verdict["source"]] == min(standings.values())
+    assert verdict["searched"] == verdict["source"].startswith("search")
 
 
 def test_it_is_the_chain_of_its_parts(tuned, moe_model, quants, data, tmp_path):
@@ -49,13 +51,20 @@ def test_it_is_the_chain_of_its_parts(tuned, moe_model, quants, data, tmp_path):
         assert contents(out / "quants" / f"{bits}bpw_H6") == contents(quants / f"{bits}bpw_H6")
     measure = ("measure", moe_model, "--quants", out / "quants", "--out", tmp_path / "measurement.json", *data)
     succeed(*measure)
-    optimize = ("optimize", tmp_path / "measurement.json", "--target-bpw", "3.7", "--out", tmp_path / "recipe.yaml")
-    methods = succeed(*optimize)["methods"]
+    optimize = ("optimize", tmp_path / "measurement.json", *SEARCH, "--out", tmp_path / "recipe.yaml")
+    standings = succeed(*optimize)["search"]["standings"]
     succeed("build", tmp_path / "recipe.yaml", "--quants", out / "quants", "--out", tmp_path / "model")
-    assert methods == found["verdict"]["methods"]
-    assert contents(tmp_path) == {
-        name: sha256 for name, sha256 in contents(out).items() if name.startswith(("measurement", "recipe", "model"))
-    }
+    assert standings == found["verdict"]["standings"]
+    # A database holds the times of its trials.
+    made, tuned_parts = (
+        {
+            name: sha256
+            for name, sha256 in contents(folder).items()
+            if name.startswith(("measurement", "recipe", "model")) and not name.endswith(".db")
+        }
+        for folder in (tmp_path, out)
+    )
+    assert made == tuned_parts
     rows = succeed("evaluate", moe_model, out / "model", *data)["rows"]
     assert rows[0] | {"name": "tuned"} == found["verdict"]["tuned"]
 

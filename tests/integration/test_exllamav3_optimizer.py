@@ -14,7 +14,7 @@ from exltune.budget import SizeModel
 from exltune.build.recipes import resolve_recipe
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import load_inventory
-from exltune.measure import QuantHead, QuantSizes, probe_name, summarize
+from exltune.measure import QuantHead, QuantSizes, probe_name, summarize, wider_probes
 from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import choice_of_bits
@@ -40,7 +40,9 @@ def measurement_of(inventory: Inventory, directories: dict[float, Path]) -> Meas
         for i, group in enumerate(inventory.groups, start=1):
             scores[probe_name(group.id, quant.choice)] = score(0.01 * i / quant.bits)
     nothing = Provenance(exltune_version="0", engine="none", model_path="", model_sha256="")
-    return summarize(inventory, 3, quants, QuantHead("6", 6, "mul1"), scores, DataSettings(), nothing)
+    head = QuantHead("6", 6, "mul1")
+    scores |= {mix.name: score(0.01) for mix in wider_probes(inventory, head.distinct)}
+    return summarize(inventory, 3, quants, head, scores, DataSettings(), nothing)
 
 
 def score(kl: float) -> Score:

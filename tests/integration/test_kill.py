@@ -104,7 +104,7 @@ def test_measure(moe_model, quants, measurement, data, tmp_path):
     scores.write_bytes(scores.read_bytes()[:-20])
     outcome = exltune(*arguments)
     assert outcome.code == 0
-    assert "17 of 39 mixes are scored" in outcome.stderr
+    assert "17 of 54 mixes are scored" in outcome.stderr
     assert out.read_bytes() == measurement.read_bytes()
     assert names(tmp_path) == ["measurement.json"]
 

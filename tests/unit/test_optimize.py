@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from command_line import exltune
-from laws import CONFIG, INVENTORY, WIDTHS, Law, LawEngine, measured, random_law, tokens_of
+from laws import CONFIG, INVENTORY, WIDTHS, Law, LawEngine, measured, memory_for, random_law, tokens_of
 
 import exltune.pipeline.optimize as pipeline
-from exltune.budget import Limits
+from exltune.budget import Limits, ModelProfile, fit_mix, mix_weights, model_profile
 from exltune.errors import BudgetError, ExltuneError, NonFiniteError, StorageError, UsageError
 from exltune.pipeline.optimize import Optimized, OptimizeSettings, optimize
 from exltune.pipeline.space import AUTO, Asked
@@ -353,6 +353,48 @@ def test_an_old_measurement_without_wider_probes_does(bench: Bench) -> None:
 
 def _memory(vram: int = 10**9, context: int | None = 512, **more: Any) -> Asked:
     return Asked(Limits(Hardware(vram_bytes=vram)), use=Use(context=context), **more)
+
+
+def _profile(bench: Bench) -> ModelProfile:
+    return model_profile(json.loads((bench.folder / "model" / "config.json").read_text()), "mul1", "m")
+
+
+@pytest.mark.parametrize("front", [(), (2.4, 2.8)])
+def test_an_open_cache_is_traded_against_the_weights(bench: Bench, front: tuple[float, ...]) -> None:
+    """At a long context every bit of the cache is paid with bits of the weights: all of it stays in the memory."""
+    profile, use = _profile(bench), Use(context=512, cache=CacheBits(k=4, v=4))
+    asked = _memory(vram=memory_for(profile, 3.2, use), cache=AUTO)
+    done = bench.run(asked, replace(_SHORT, front=front))
+    made = done.recipe.exltune
+    assert made is not None
+    assert made.budget is not None
+    assert made.budget.binding == "vram"
+    assert made.cache is not None
+    assert len({(row.choices[CACHE_K], row.choices[CACHE_V]) for row in done.detail.standings}) >= 1
+    for row in done.detail.standings:
+        k, v = (int(row.choices[key]) for key in (CACHE_K, CACHE_V))
+        bits = {group.id: float(row.choices[group.id]) for group in INVENTORY.groups}
+        use = Use(context=512, cache=CacheBits(k=k, v=v))
+        if row.eligible:
+            fit_mix(profile, mix_weights(profile, bits, 6.0), Limits(asked.limits.hardware), use)
+    assert done.detail.standings[0].eligible
+    assert len(done.detail.front) == (3 if front else 0)
+    assert bench.engine.scored
+
+
+def test_layers_that_do_not_split_evenly_make_the_budget_smaller(bench: Bench) -> None:
+    """Two cards that together hold a mix of 3.2 bpw, one layer of three on one of them."""
+    profile, use = _profile(bench), Use(context=512)
+    each = memory_for(profile, 4.5, use, gpus=2)
+    asked = Asked(Limits(Hardware(gpus=(each, each))), use=use)
+    done = bench.run(asked)
+    assert done.recipe.exltune is not None
+    assert done.recipe.exltune.budget is not None
+    assert done.recipe.exltune.budget.binding == "gpus"
+    assert done.detail.standings[0].eligible
+    assert (done.recipe.achieved_bpw or 9) < 4.4
+    bits = {group.id: float(done.recipe.exltune.choices[group.id]) for group in INVENTORY.groups}
+    fit_mix(profile, mix_weights(profile, bits, 6.0), Limits(asked.limits.hardware), use)
 
 
 def test_an_open_head_takes_its_bytes_from_the_groups(bench: Bench) -> None:

@@ -16,9 +16,8 @@ from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import MeasuredGroup, Measurement, MeasurementDetail, Probe, QuantRef
 from exltune.schema.mix import choice_of_bits
 from exltune.schema.provenance import Provenance
-from exltune.schema.score import Score
 from exltune.schema.tokens import DataSettings
-from exltune.search import PROPOSERS, SearchProblem, load_all_rules, pick, propose, search_problem
+from exltune.search import PROPOSERS, SearchProblem, load_all_rules, propose, search_problem
 from exltune.search.costs import fitted_costs, measured_costs, nmse
 
 _WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -181,11 +180,12 @@ def test_every_seed_is_within_every_feasible_budget(share: float, level: int | N
 def test_the_knapsack_has_the_least_prediction_and_uses_what_is_left() -> None:
     measurement = _measurement(_power_law)
     seeds = {seed.name: seed for seed in propose(_problem(3.9, measurement), _RULES)}
-    best = seeds["knapsack"].predicted_kld_nats
-    assert best is not None
+    table = measured_costs(measurement, _WIDTHS)
     for seed in seeds.values():
         assert seed.predicted_kld_nats is not None
-        assert best <= seed.predicted_kld_nats * 1.001
+        predicted = table.predict({group.id: float(seed.mix.choices[group.id]) for group in _INVENTORY.groups})
+        assert predicted is not None
+        assert seeds["knapsack"].predicted_kld_nats <= predicted * 1.001
     flat = {seed.name: seed for seed in propose(_problem(3.9, _measurement(lambda _, width: 0.0)))}
     assert flat["knapsack"].size.bpw > 3.85
 
@@ -210,20 +210,6 @@ def test_a_measurement_of_another_model_is_refused() -> None:
     )
     with pytest.raises(UsageError, match="does not fit the model"):
         _problem(3.9, _measurement(lambda _, width: 0.1, inventory=other))
-
-
-def test_pick_takes_the_least_kl_then_the_smaller() -> None:
-    seeds = propose(_problem(3.9), _RULES)[:3]
-
-    def score(kl: float) -> Score:
-        zeros = (0.0, 0.0)
-        return Score(mix="m", positions=2, kl_ref_mix=(kl, kl), kl_mix_ref=zeros, nll=zeros, top_k=((0, 0),) * 5)
-
-    assert pick(seeds, [score(0.3), score(0.1), score(0.2)]) == seeds[1]
-    smallest = min(seeds, key=lambda seed: seed.size.size_bytes)
-    assert pick(seeds, [score(0.1)] * 3) == smallest
-    with pytest.raises(ValueError, match="zip"):
-        pick(seeds, [score(0.1)])
 
 
 def test_the_codecs_error_halves_a_bit() -> None:
