@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from laws import CONFIG
+
 from exltune.inventory import inventory_from_config
 from exltune.measure import Batch, ExhaustivePlan, QuantHead
 from exltune.schema.score import Score
-from tests.laws import CONFIG
 
 INVENTORY = inventory_from_config(CONFIG)
 HEAD = QuantHead("6", 6.0, "mul1", {"2": 4.0, "6": 6.0, "8": 8.0})
