@@ -59,10 +59,11 @@ def parse_head(text: str | None) -> float | Literal["auto"] | None:
 
 def parse_level(text: str) -> int:
     """`l3`, `3` -> 3. Raises: UsageError."""
-    levels = {"l2": 2, "2": 2, "l3": 3, "3": 3}
+    levels = {f"{prefix}{level}": level for prefix in ("l", "") for level in range(4)}
     if text not in levels:
         raise UsageError(
-            f"there is no level {text!r}", fix="Choose l2 (parts of a layer) or l3 (groups that share bits)"
+            f"there is no level {text!r}",
+            fix="Choose l0 (layers), l1 (attention and MLP), l2 (their parts) or l3 (groups that share bits)",
         )
     return levels[text]
 
@@ -88,7 +89,11 @@ HeadBits = Annotated[
 CodebookOption = Annotated[CodebookName, typer.Option("--codebook", help="Codebook of all quants.")]
 Level = Annotated[
     str,
-    typer.Option("--level", "-l", help="l2: parts of a layer; l3: q, k+v, o, gate+up, down. Also -l2, -l3."),
+    typer.Option(
+        "--level",
+        "-l",
+        help="l0: layers; l1: attention, MLP; l2: their parts; l3: q, k+v, o, gate+up, down. Also -l0 .. -l3.",
+    ),
 ]
 TargetBpw = Annotated[
     float,

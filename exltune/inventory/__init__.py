@@ -5,6 +5,7 @@ from exltune.inventory.attention import cache_layers, context_limit
 from exltune.inventory.config import ModelShape, model_shape, read_config
 from exltune.inventory.identity import check_same_model, model_fingerprint
 from exltune.inventory.inventory import (
+    LEVELS,
     groups_at_level,
     inventory_from_config,
     load_inventory,
@@ -15,6 +16,7 @@ from exltune.inventory.layout import unquantized_shapes
 
 __all__ = [
     "ARCHITECTURES",
+    "LEVELS",
     "Architecture",
     "ModelShape",
     "architecture",

@@ -15,6 +15,9 @@ from exltune.schema.inventory import Group, Inventory, LinearSpec, Part, Role
 
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 
+#: How finely a model is measured: layers, attention and MLP, their parts, groups.
+LEVELS = (0, 1, 2, 3)
+
 
 def inventory_from_config(config: Mapping[str, Any], where: str = "config.json") -> Inventory:
     """The inventory that a config promises, without looking at weights.
@@ -81,22 +84,41 @@ def verify_headers(inventory: Inventory, plain: Mapping[str, tuple[int, ...]], f
 
 
 def groups_at_level(inventory: Inventory, level: int) -> tuple[Part, ...]:
-    """What is probed together: single groups at level 3, parts of a layer (`3.experts`) at level 2; no head."""
-    if level not in (2, 3):
-        raise ValueError(f"level must be 2 or 3, not {level}")
-    members: dict[str, list[Group]] = {}
+    """What is probed together, without the head.
+
+    level 0: whole layers (`3`). 1: a layer's attention, and its MLP with shared and routed experts (`3.attn`, `3.mlp`).
+    2: shared and routed experts apart (`3.experts`). 3: single groups (`3.experts.down`).
+    Source: exllamav3 conversion/measure_model.py 1.6.5, which flattens `optimizer_targets()` of modules/transformer.py,
+    attn.py, mlp.py and block_sparse_mlp.py to a depth of `level`. Its level 3 keeps a shared expert whole; ours splits
+    it, as its kernels load gate+up and down at different bits.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {LEVELS}, not {level}")
+    members: dict[tuple[str, str], list[Group]] = {}
     for group in inventory.groups:
-        members.setdefault(group.id if level == 3 else f"{group.layer}.{group.role.part}", []).append(group)
+        members.setdefault(_part_of(group, level), []).append(group)
     return tuple(
         Part(
             id=part,
-            role=groups[0].role if level == 3 else groups[0].role.part,
+            role=groups[0].role if level == 3 else role,
             layer=groups[0].layer,
             members=tuple(group.id for group in groups),
             numel=sum(group.numel for group in groups),
         )
-        for part, groups in members.items()
+        for (part, role), groups in members.items()
     )
+
+
+def _part_of(group: Group, level: int) -> tuple[str, str]:
+    """Id and role of the part that a group is in."""
+    if level == 3:
+        return group.id, group.role
+    if level == 0:
+        return str(group.layer), "layer"
+    role = group.role.part
+    if level == 1 and role in ("shared", "experts"):
+        role = "mlp"
+    return f"{group.layer}.{role}", role
 
 
 def _inventory(shape: ModelShape, tied: bool | None = None) -> Inventory:

@@ -123,7 +123,7 @@ def test_glm_groups(checkpoints: dict[str, tuple[Path, int]]) -> None:
     assert inventory.quantizable_parameters == sum(group.numel for group in inventory.groups)
 
 
-def test_parts_at_both_levels(checkpoints: dict[str, tuple[Path, int]]) -> None:
+def test_parts_at_all_levels(checkpoints: dict[str, tuple[Path, int]]) -> None:
     inventory = load_inventory(checkpoints["glm4_moe"][0])
     singles, parts = groups_at_level(inventory, 3), groups_at_level(inventory, 2)
     assert [part.members for part in singles] == [(group.id,) for group in inventory.groups]
@@ -131,7 +131,13 @@ def test_parts_at_both_levels(checkpoints: dict[str, tuple[Path, int]]) -> None:
     assert parts[2].members == ("1.attn.q", "1.attn.kv", "1.attn.o")
     assert sum(part.numel for part in parts) == inventory.quantizable_parameters
     with pytest.raises(ValueError, match="level"):
-        groups_at_level(inventory, 1)
+        groups_at_level(inventory, 5)
+    layers, halves = groups_at_level(inventory, 0), groups_at_level(inventory, 1)
+    assert [part.id for part in layers] == [str(layer) for layer in range(inventory.layers)]
+    assert [part.id for part in halves[:4]] == ["0.attn", "0.mlp", "1.attn", "1.mlp"]
+    assert [member.split(".")[1] for member in halves[3].members] == ["shared", "shared", "experts", "experts"]
+    for coarse in (layers, halves):
+        assert [member for part in coarse for member in part.members] == [group.id for group in inventory.groups]
 
 
 @pytest.mark.parametrize("key", ["num_experts", "num_local_experts", "n_routed_experts"])
