@@ -18,13 +18,18 @@ def main() -> None:
 
 
 def repeat_data_option(arguments: list[str]) -> list[str]:
-    """`--data a b` -> `--data a --data b` for files that exist: options of click take one value each."""
+    """`--data a x=b` -> `--data a --data x=b` for files that exist: options of click take one value each."""
     result: list[str] = []
     in_data = False
     for previous, argument in pairwise(["", *arguments]):
         first = previous == "--data" or argument.startswith("--data=")
-        in_data = first or (in_data and not argument.startswith("-") and Path(argument).is_file())
+        in_data = first or (in_data and not argument.startswith("-") and _is_file(argument))
         if in_data and not first:
             result.append("--data")
         result.append(argument)
     return result
+
+
+def _is_file(entry: str) -> bool:
+    """Whether an entry, perhaps with a domain (`math=a.jsonl`), names a file."""
+    return Path(entry).is_file() or Path(entry.partition("=")[2]).is_file()

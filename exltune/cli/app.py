@@ -23,7 +23,6 @@ from exltune.cli.trade import trade
 if TYPE_CHECKING:
     from exltune.pipeline.quantize import QuantizeSettings
     from exltune.schema.evaluation import TuneResult
-    from exltune.schema.tokens import DataSettings
 
 app = typer.Typer(
     name="exltune",
@@ -85,6 +84,9 @@ def quantize(
     head_bits: options.HeadBits = _HEAD_BITS,
     codebook: options.CodebookOption = options.CodebookName.MUL1,
     data: options.Data = None,
+    weights: options.Weights = None,
+    samples: options.Samples = None,
+    sample_tokens: options.SampleTokens = None,
     rows: options.Rows = _ROWS,
     row_length: options.RowLength = _ROW_LENGTH,
     seed: options.Seed = 0,
@@ -96,7 +98,8 @@ def quantize(
     with errors_in_one_line(json):
         from exltune.pipeline.quantize import quantize as run
 
-        settings, texts = _quants(bits, head_bits, codebook), _texts(data, rows, row_length, seed)
+        settings = _quants(bits, head_bits, codebook)
+        texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         paths = run(model, out, settings, texts, engine=engine, force=force, reporter=RichReporter())
         if json:
             print_json({"quants": [str(path) for path in paths]})
@@ -112,6 +115,9 @@ def measure(
     out: options.Out,
     level: options.Level = "l3",
     data: options.Data = None,
+    weights: options.Weights = None,
+    samples: options.Samples = None,
+    sample_tokens: options.SampleTokens = None,
     rows: options.Rows = _ROWS,
     row_length: options.RowLength = _ROW_LENGTH,
     seed: options.Seed = 0,
@@ -123,7 +129,8 @@ def measure(
     with errors_in_one_line(json):
         from exltune.pipeline.measure import measure as run
 
-        number, texts = options.parse_level(level), _texts(data, rows, row_length, seed)
+        number = options.parse_level(level)
+        texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         found = run(model, quants, out, texts, level=number, engine=engine, force=force, reporter=RichReporter())
         if json:
             print_json({"measurement": str(out), "groups": len(found.groups), "base_kld": found.base_kld})
@@ -160,6 +167,9 @@ def evaluate(
     quants: Annotated[list[Path], typer.Argument(metavar="QUANT...", help="EXL3 directories of that model.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON here.", show_default=False)] = None,
     data: options.Data = None,
+    weights: options.Weights = None,
+    samples: options.Samples = None,
+    sample_tokens: options.SampleTokens = None,
     rows: options.Rows = _ROWS,
     row_length: options.RowLength = _ROW_LENGTH,
     seed: options.Seed = 0,
@@ -172,7 +182,7 @@ def evaluate(
         from exltune.cli.tables import evaluation_table
         from exltune.pipeline.evaluate import evaluate as run
 
-        texts = _texts(data, rows, row_length, seed)
+        texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         found = run(model, quants, texts, out=out, engine=engine, force=force, reporter=RichReporter())
         if json:
             print_json(found.model_dump(mode="json"))
@@ -190,6 +200,9 @@ def tune(
     codebook: options.CodebookOption = options.CodebookName.MUL1,
     level: options.Level = "l3",
     data: options.Data = None,
+    weights: options.Weights = None,
+    samples: options.Samples = None,
+    sample_tokens: options.SampleTokens = None,
     rows: options.Rows = _ROWS,
     row_length: options.RowLength = _ROW_LENGTH,
     seed: options.Seed = 0,
@@ -202,7 +215,8 @@ def tune(
     with errors_in_one_line(json):
         from exltune.pipeline.tune import tune as run
 
-        settings, texts = _quants(bits, head_bits, codebook), _texts(data, rows, row_length, seed)
+        settings = _quants(bits, head_bits, codebook)
+        texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         number = options.parse_level(level)
         found = run(
             model,
@@ -239,12 +253,6 @@ def _quants(bits: str, head_bits: str, codebook: options.CodebookName) -> Quanti
     from exltune.pipeline.quantize import QuantizeSettings
 
     return QuantizeSettings(*options.parse_quants(bits, head_bits), codebook.codebook)
-
-
-def _texts(paths: list[Path] | None, rows: int, row_length: int, seed: int) -> DataSettings:
-    from exltune.pipeline.data import data_settings
-
-    return data_settings(paths or [], rows=rows, row_length=row_length, seed=seed)
 
 
 def _show(result: TuneResult, out: Path, json: bool) -> None:

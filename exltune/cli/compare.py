@@ -22,6 +22,9 @@ def compare(
     quants: options.Quants,
     groups: Annotated[str, typer.Option("--groups", help="Group sizes of the W4A16 peers.")] = _GROUPS,
     data: options.Data = None,
+    weights: options.Weights = None,
+    samples: options.Samples = None,
+    sample_tokens: options.SampleTokens = None,
     rows: options.Rows = 256,
     row_length: options.RowLength = 256,
     seed: options.Seed = 0,
@@ -35,9 +38,8 @@ def compare(
     """Put round-to-nearest and AWQ-style W4A16 (simulated) beside EXL3 on the same model, tokens and bytes."""
     with errors_in_one_line(json):
         from exltune.pipeline.compare import compare as run
-        from exltune.pipeline.data import data_settings
 
-        texts = data_settings(data or [], rows=rows, row_length=row_length, seed=seed)
+        texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         found = run(
             model,
             quants,

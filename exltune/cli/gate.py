@@ -41,6 +41,9 @@ def gate(
     ],
     tolerance: Annotated[str, typer.Option("--tolerance", help="By how much the bytes may differ.")] = _TOLERANCE,
     data: options.Data = None,
+    weights: options.Weights = None,
+    samples: options.Samples = None,
+    sample_tokens: options.SampleTokens = None,
     rows: options.Rows = 256,
     row_length: options.RowLength = 256,
     seed: options.Seed = 0,
@@ -72,14 +75,13 @@ def gate(
     """Judge a quant against another of the same bytes on held-out text. Exit code 18: it lost; 17: not comparable."""
     with errors_in_one_line(json):
         from exltune.evaluate.gate import ALPHA
-        from exltune.pipeline.data import data_settings
         from exltune.pipeline.gate import GateSettings, Side
         from exltune.pipeline.gate import gate as run
 
         asked = _asked(tasks, include_path, served_model, max_tokens, limit, concurrent, think_end, unsafe_tasks)
         _check_endpoints(tasks, candidate_endpoint, baseline_endpoint)
         settings = GateSettings(
-            data=data_settings(data or [], rows=rows, row_length=row_length, seed=seed),
+            data=options.texts(data, weights, samples, sample_tokens, rows, row_length, seed),
             tolerance=parse_tolerance(tolerance),
             trust_data=trust_data,
             tasks=asked,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from exltune.errors import UsageError
+
+if TYPE_CHECKING:
+    from exltune.schema.tokens import DataSettings
 
 
 class CodebookName(StrEnum):
@@ -68,15 +72,80 @@ def parse_level(text: str) -> int:
     return levels[text]
 
 
+def parse_weights(text: str | None) -> dict[str, float]:
+    """`math=2,code=0.5` -> {"math": 2.0, "code": 0.5}. Raises: UsageError naming the domain."""
+    weights: dict[str, float] = {}
+    for part in (text or "").split(","):
+        domain, sign, number = (word.strip() for word in part.rpartition("="))
+        if not part.strip():
+            continue
+        if not sign or not domain:
+            raise UsageError(f"--weights {part!r} names no domain", fix=_WEIGHTS)
+        if domain in weights:
+            raise UsageError(f"--weights names the domain {domain!r} twice", fix=_WEIGHTS)
+        try:
+            weights[domain] = float(number)
+        except ValueError:
+            raise UsageError(f"the weight of {domain!r} is no number: {number!r}", fix=_WEIGHTS) from None
+        if not 0 < weights[domain] < math.inf:
+            raise UsageError(
+                f"the weight of {domain!r} is {number}", fix="Give one above zero, or leave the domain's --data out"
+            )
+    return weights
+
+
+def texts(
+    data: list[str] | None,
+    weights: str | None,
+    samples: int | None,
+    sample_tokens: int | None,
+    rows: int,
+    row_length: int,
+    seed: int,
+) -> DataSettings:
+    """Settings of the token sets from the options of that name. Raises: UsageError."""
+    from exltune.pipeline.data import data_settings
+
+    return data_settings(
+        data or [],
+        rows=rows,
+        row_length=row_length,
+        seed=seed,
+        weights=parse_weights(weights),
+        samples=samples,
+        sample_tokens=sample_tokens,
+    )
+
+
+_WEIGHTS = "For example --weights math=2,code=0.5"
+
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory: config.json and safetensors.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.", show_default=False)]
 Quants = Annotated[
     Path, typer.Option("--quants", help="Directory with base quants, as quantize writes it.", show_default=False)
 ]
 Data = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
-        "--data", help="Text files (PATH...) instead of exllamav3's bundled texts; repeatable.", show_default=False
+        "--data",
+        metavar="[DOMAIN=]PATH",
+        help="Texts, chats (.jsonl, .parquet), packed tokens (.safetensors), or folders of them, instead of "
+        "exllamav3's bundled texts, which the path `bundled` names. Repeatable.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help="Shares of the domains, such as math=2,code=0.5; else 1.", show_default=False),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option("--samples", min=1, help="Chats or texts taken of each domain; else all.", show_default=False),
+]
+SampleTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--sample-tokens", min=2, help="Tokens after which a chat or text is cut; else none.", show_default=False
     ),
 ]
 Rows = Annotated[int, typer.Option("--rows", min=16, help="Rows over all four token sets together.")]

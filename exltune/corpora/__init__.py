@@ -1,7 +1,20 @@
-"""Texts, cut into documents, and the disjoint token sets that are dealt from them."""
+"""Texts, chats and tokens, cut into samples, and the disjoint token sets that are dealt from them."""
 
 from exltune.corpora.documents import Document, read_texts
+from exltune.corpora.sample import Sample
 from exltune.corpora.sharp import small_model_documents
-from exltune.corpora.token_sets import TokenSet, make_token_sets
+from exltune.corpora.sources import read_sources
+from exltune.corpora.token_sets import Cuts, TokenSet, make_token_sets
+from exltune.corpora.tokenizer import ModelTokenizer
 
-__all__ = ["Document", "TokenSet", "make_token_sets", "read_texts", "small_model_documents"]
+__all__ = [
+    "Cuts",
+    "Document",
+    "ModelTokenizer",
+    "Sample",
+    "TokenSet",
+    "make_token_sets",
+    "read_sources",
+    "read_texts",
+    "small_model_documents",
+]

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from exltune.corpora.bundled import bundled_text_paths
+from exltune.corpora.files import domain_names, files_in
+from exltune.corpora.tokenizer import ModelTokenizer
 from exltune.errors import DataError
 from exltune.schema.base import Record
 
@@ -23,6 +25,10 @@ class Document(Record):
     text: str
     id: str
 
+    def encode(self, tokenizer: ModelTokenizer) -> list[int]:
+        """As Sample.encode."""
+        return tokenizer.encode(self.text)
+
 
 def read_texts(paths: Sequence[Path | str] | None = None, piece_characters: int | None = None) -> list[Document]:
     """Read plain UTF-8 text files as documents, cut at paragraph boundaries; None reads exllamav3's bundled texts.
@@ -32,13 +38,16 @@ def read_texts(paths: Sequence[Path | str] | None = None, piece_characters: int 
 
     Raises: DataError for a file that is missing, empty or not UTF-8.
     """
-    files = bundled_text_paths() if paths is None else _files(paths)
-    documents = []
-    for domain, path in zip(_domains(files), files, strict=True):
-        text = _read(path)
-        size = piece_characters or min(LONGEST_PIECE, max(SHORTEST_PIECE, len(text) // PIECES_PER_FILE))
-        documents += [Document(domain=domain, text=p, id=f"{domain}/{i}") for i, p in enumerate(pieces(text, size))]
-    return documents
+    files = bundled_text_paths() if paths is None else files_in(paths)
+    named = zip(files, domain_names(files), strict=True)
+    return [document for path, domain in named for document in text_documents(path, domain, piece_characters)]
+
+
+def text_documents(path: Path, domain: str, piece_characters: int | None = None) -> list[Document]:
+    """The pieces of one plain UTF-8 text file. Raises: as read_texts."""
+    text = _read(path)
+    size = piece_characters or min(LONGEST_PIECE, max(SHORTEST_PIECE, len(text) // PIECES_PER_FILE))
+    return [Document(domain=domain, text=p, id=f"{domain}/{i}") for i, p in enumerate(pieces(text, size))]
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
@@ -58,22 +67,6 @@ def _boundary(text: str, low: int, high: int) -> int:
         if match:
             return match.end()
     return high
-
-
-def _files(paths: Sequence[Path | str]) -> list[Path]:
-    files: list[Path] = []
-    for path in map(Path, paths):
-        files += sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    if not files:
-        raise DataError("no text files given", fix="Name at least one plain text file with --data")
-    return files
-
-
-def _domains(files: Sequence[Path]) -> list[str]:
-    """The stems, or whole names where two files share a stem, numbered where even those are the same."""
-    stems = [path.stem for path in files]
-    names = [path.name if stems.count(path.stem) > 1 else path.stem for path in files]
-    return [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]
 
 
 def _read(path: Path) -> str:

@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from exltune.corpora.chat_template import ChatTemplate
 from exltune.errors import CorruptFileError, DataError
+
+
+class ModelTokenizer:
+    """Tokens of texts, and what tells one model's tokens from another's."""
+
+    def __init__(self, model_dir: Path | str) -> None:
+        self.model_dir = Path(model_dir)
+        self._tokenizer = load_tokenizer(model_dir)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; the names of special tokens within it become these tokens, and no others are added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The model's chat template. Raises: DataError where there is none."""
+        return ChatTemplate(self.model_dir)
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
+    @cached_property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self._vocabulary.values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all tokens and their ids, whatever else stands in the tokenizer's files."""
+        content = json.dumps(sorted(self._vocabulary.items()), ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def load_tokenizer(tokenizer_dir: Path | str) -> Tokenizer:

@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from exltune.pipeline.commands import data_options
 from exltune.pipeline.published import PublishedTune
 from exltune.pipeline.tune import JOB, TuneJob
 from exltune.schema.card import CardRun, CardText
 from exltune.schema.evaluation import Verdict
 from exltune.schema.measurement import Measurement, MeasurementDetail
 from exltune.schema.recipe import Recipe
-from exltune.schema.tokens import DataSettings, Texts
+from exltune.schema.tokens import Texts
 from exltune.store.records import read_record
 
 _GIB = 1 << 30
@@ -56,7 +57,7 @@ def card_text(measurements: Sequence[Measurement]) -> CardText | None:
     data = measurements[0].exltune.data
     return CardText(
         bundled=data.texts is Texts.BUNDLED,
-        files=tuple(PurePath(path).name for path in data.paths),
+        files=tuple(PurePath(source.path).name for source in data.sources),
         rows=data.rows,
         row_length=data.row_length,
         seed=data.seed,
@@ -72,10 +73,5 @@ def _command(tune: PublishedTune, job: TuneJob, measured: MeasurementDetail) -> 
     heads = [f"{measured.heads[choice]:g}" for choice in widths if choice in measured.heads]
     words = ["exltune", "tune", model, "--out", out, "--target-bpw", f"{job.target_bpw:g}"]
     words += ["--bits", ",".join(widths), "--head-bits", ",".join(heads if len(set(heads)) > 1 else heads[:1] or ["6"])]
-    words += ["--codebook", measured.codebook, "--level", f"l{job.level}", *_data(measured.data)]
+    words += ["--codebook", measured.codebook, "--level", f"l{job.level}", *data_options(measured.data, published=True)]
     return shlex.join(words)
-
-
-def _data(data: DataSettings) -> list[str]:
-    words = [word for path in data.paths for word in ("--data", PurePath(path).name)]
-    return [*words, "--rows", str(data.rows), "--row-length", str(data.row_length), "--seed", str(data.seed)]

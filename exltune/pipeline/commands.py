@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from exltune.schema.tokens import DataSettings, Texts
+from exltune.schema.tokens import DataSettings, DataSource, Texts
 
 
 def command_line(words: Sequence[str], data: DataSettings, more: Sequence[str] = (), out: Path | None = None) -> str:
@@ -14,8 +14,22 @@ def command_line(words: Sequence[str], data: DataSettings, more: Sequence[str] =
 
     Small models' own texts have no option: a comment tells of them, and the script that took them is to be run again.
     """
-    taken = [word for path in data.paths for word in ("--data", path)]
-    taken += ["--rows", str(data.rows), "--row-length", str(data.row_length), "--seed", str(data.seed)]
+    taken = data_options(data)
     written = ["--out", str(out)] if out is not None else []
     line = shlex.join(["exltune", *words, *taken, *more, *written])
     return f"{line}  # from Python, on the texts of the small models" if data.texts is Texts.SMALL_MODEL else line
+
+
+def data_options(data: DataSettings, *, published: bool = False) -> list[str]:
+    """The options that give these settings; published: files by their names alone, without this machine's folders."""
+    words = [word for source in data.sources for word in ("--data", _entry(source, published=published))]
+    if data.weights:
+        words += ["--weights", ",".join(f"{domain}={weight!r}" for domain, weight in data.weights)]
+    for option, value in (("--samples", data.samples), ("--sample-tokens", data.sample_tokens)):
+        words += [] if value is None else [option, str(value)]
+    return [*words, "--rows", str(data.rows), "--row-length", str(data.row_length), "--seed", str(data.seed)]
+
+
+def _entry(source: DataSource, *, published: bool) -> str:
+    path = PurePath(source.path).name if published else source.path
+    return path if source.domain is None else f"{source.domain}={path}"
