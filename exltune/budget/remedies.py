@@ -14,10 +14,13 @@ from exltune.schema.plan import Limit, Remedy
 #: Cards to try beyond those that are there.
 _MORE_CARDS = 64
 _SHORTEST_CHUNK = 256
+_GIB = 1 << 30
+#: Larger cards to try, each twice the one before.
+_DOUBLINGS = 12
 
 
 def remedies(question: Question, max_bpw: float | None, broken: Collection[Limit]) -> tuple[Remedy, ...]:
-    """The changes that help, in the order: context, cache, chunk, bpw, cards, pool, RAM; none that does not."""
+    """The changes that help, in the order: context, cache, chunk, bpw, cards or larger ones, pool, RAM; no others."""
     found = [*_less_context(question), *_fewer_cache_bits(question), *_shorter_chunk(question)]
     found += _fewer_bits(max_bpw)
     found += _more_cards(question, broken)
@@ -67,6 +70,24 @@ def _more_cards(question: Question, broken: Collection[Limit]) -> Iterator[Remed
             cards = "another GPU" if more == 1 else f"{more} more GPUs"
             yield Remedy(change="gpus", value=more, text=f"{cards} of {format_size(gpus[-1], question.unit)}")
             return
+    # A layer that is larger than a card: no number of them helps.
+    size = _larger_cards(question)
+    if size is not None:
+        yield Remedy(change="gpu_size", value=size, text=f"GPUs of {format_size(size, question.unit)} each")
+
+
+def _larger_cards(question: Question) -> int | None:
+    """Bytes, in whole GiB, that each of as many cards needs."""
+    count, low = len(question.limits.hardware.gpus), max(1, max(question.limits.hardware.gpus) // _GIB)
+    high = next((low << step for step in range(1, _DOUBLINGS) if _on_cards(question, count, low << step)), None)
+    while high is not None and high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _on_cards(question, count, middle) else (middle, high)
+    return None if high is None else high * _GIB
+
+
+def _on_cards(question: Question, count: int, gib: int) -> bool:
+    return fits(question.with_hardware(gpus=(gib * _GIB,) * count))
 
 
 def _more_bytes(question: Question, broken: Collection[Limit]) -> Iterator[Remedy]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from exltune.errors import BudgetError
+from exltune.errors import BudgetError, UsageError
 from exltune.exl3.codebooks import Codebook
 from exltune.schema.inventory import Inventory, LinearSpec
 from exltune.schema.mix import MixSize
@@ -91,10 +91,10 @@ class SizeModel:
     def check_target(self, target_bpw: float, available_bits: Iterable[float]) -> int:
         """`budget_bytes` of a target that some mix of the available bit widths can meet.
 
-        Raises: BudgetError naming the smallest and the largest possible bpw.
+        Raises: BudgetError naming the smallest and the largest possible bpw, UsageError for no number.
         """
         if not math.isfinite(target_bpw):
-            raise BudgetError(f"a target of {target_bpw:g} bpw is no size", fix="Give a number such as 3.15")
+            raise UsageError(f"a target of {target_bpw:g} bpw is no size", fix="Give a number such as 3.15")
         widths = sorted(available_bits)
         low, high = self.groups_bytes(widths[0]), self.groups_bytes(widths[-1])
         budget = self.budget_bytes(target_bpw)

@@ -28,9 +28,11 @@ class GpuPlan(Record):
 
 
 class Remedy(Record):
-    """One change that makes it fit. value: tokens, "k,v" bits, tokens of a chunk, bpw, cards to add, bytes to add."""
+    """One change that makes it fit. value: tokens, "k,v" bits, tokens of a chunk, bpw, cards to add, bytes of
+    each card, bytes to add.
+    """
 
-    change: Literal["context", "cache", "chunk", "bpw", "gpus", "vram", "ram"]
+    change: Literal["context", "cache", "chunk", "bpw", "gpus", "gpu_size", "vram", "ram"]
     value: int | float | str
     text: str
 

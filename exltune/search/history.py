@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import optuna
+from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import create_trial
+from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from exltune.errors import StorageError, UsageError
@@ -37,11 +42,21 @@ def open_storage(url: str | None) -> BaseStorage:
     patience = {"connect_args": {"timeout": _PATIENCE_SECONDS}} if url.startswith("sqlite") else {}
     with storage_errors(url):
         try:
-            return RDBStorage(url, engine_kwargs=patience)
+            with _made_by_one(url):
+                return RDBStorage(url, engine_kwargs=patience)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UsageError(f"{url!r} names no storage ({error})", fix="For example sqlite:///search.db") from error
         except RuntimeError as error:
             raise StorageError(f"another Optuna has made this storage ({error})", where=url) from error
+
+
+def _made_by_one(url: str) -> AbstractContextManager[object]:
+    """Workers of one machine in turn: Optuna's tables are not made in one step, and two that make them fail."""
+    database = make_url(url).database
+    if not url.startswith("sqlite") or not database:
+        return nullcontext()
+    name = hashlib.sha256(str(Path(database).resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"exltune-{name}.lock", timeout=_PATIENCE_SECONDS)
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def test_options_that_do_not_exist(moe_model, quants, measurement, data, tmp_pat
         fail(2, "9 bits", here=tmp_path, arguments=(*command, "--bits", "2,9"))
         fail(2, "2.5 bits", "mul1", here=tmp_path, arguments=(*command, "--bits", "2.5,4", "--codebook", "mcg"))
         fail(2, "no list", here=tmp_path, arguments=(*command, "--bits", "two"))
-        fail(2, "no bit widths", here=tmp_path, arguments=(*command, "--bits", ","))
+        fail(2, "no numbers", here=tmp_path, arguments=(*command, "--bits", ","))
         fail(2, "nan bits", here=tmp_path, arguments=(*command, "--head-bits", "nan"))
     for command in (measure, tune):
         fail(2, "l7", "l2", "l3", here=tmp_path, arguments=(*command, "--level", "l7"))
@@ -133,13 +133,14 @@ def test_options_that_do_not_exist(moe_model, quants, measurement, data, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("target", "words"), [("2.2", "below the smallest"), ("4.3", "above the largest"), ("nan", "")]
+    ("target", "code", "words"),
+    [("2.2", 4, "below the smallest"), ("4.3", 4, "above the largest"), ("nan", 2, "Give a")],
 )
-def test_targets_out_of_range(moe_model, measurement, data, tmp_path, target, words):
+def test_targets_out_of_range(moe_model, measurement, data, tmp_path, target, code, words):
     optimize = ("optimize", measurement, "--target-bpw", target, "--out", tmp_path / "r.yaml")
     tune = ("tune", moe_model, "--target-bpw", target, "--out", tmp_path / "t", "--bits", "2,3,4", *data)
     for arguments in (optimize, tune):
-        message = fail(4, target, words, here=tmp_path, arguments=arguments).stderr
+        message = fail(code, target, words, here=tmp_path, arguments=arguments).stderr
         assert target == "nan" or ("2.269" in message and "4.266" in message)
 
 

@@ -138,7 +138,7 @@ def test_optimize_hands_over_the_best_of_all_methods(recipe):
     out, found = recipe
     content = yaml.safe_load(out.read_text())
     standings = {row["name"]: row for row in found["search"]["standings"]}
-    assert {"uniform", "exllamav3-strategy", "hq-like"} < standings.keys()
+    assert {"uniform", "exllamav3-strategy", "knapsack"} < standings.keys()
     best = min(row["selection_kld"] for row in standings.values())
     assert standings[found["source"]]["selection_kld"] == best == content["exltune"]["measured_kld_nats"]
     assert found["search"]["searched"]
