@@ -12,6 +12,7 @@ from exltune.cli import options
 from exltune.cli.card import card
 from exltune.cli.compare import compare
 from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
+from exltune.cli.data import data as data_commands
 from exltune.cli.deploy import deploy
 from exltune.cli.explain import explain
 from exltune.cli.gate import gate, tasks
@@ -73,6 +74,7 @@ app.command()(trade)
 app.command()(gate)
 app.command()(tasks)
 app.command()(compare)
+app.add_typer(data_commands)
 app.add_typer(deploy)
 
 

@@ -117,6 +117,8 @@ def texts(
     )
 
 
+#: Defaults of --rows and --row-length.
+ROWS, ROW_LENGTH = 256, 256
 _WEIGHTS = "For example --weights math=2,code=0.5"
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory: config.json and safetensors.")]

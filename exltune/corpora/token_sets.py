@@ -88,7 +88,7 @@ class _Dealer:
         self.rows: dict[Split, list[tuple[str, Row]]] = {split: [] for split in Split}
         self._tokenizer, self._row_length, self._cuts = tokenizer, row_length, cuts
         self._index = OverlapIndex()
-        self._rejected: Counter[Split] = Counter()
+        self._rejected: dict[Split, Counter[str]] = {split: Counter() for split in Split}
         self._dealt = _deal(documents, seed, cuts.samples)
         self._streams = {key: self._rows_in_turn(members) for key, members in self._dealt.items()}
 
@@ -97,7 +97,7 @@ class _Dealer:
         streams = {domain: self._streams[split, domain] for domain in domains if (split, domain) in self._streams}
         while count > 0 and streams:
             for domain, stream in list(streams.items()):
-                row = next((row for row in stream if self._accepts(row, split)), None)
+                row = next((row for row in stream if self._accepts(row, split, domain)), None)
                 if row is None:
                     del streams[domain]
                 elif count > 0:
@@ -107,9 +107,10 @@ class _Dealer:
                 if count == 0:
                     return
 
-    def _accepts(self, row: Row, split: Split) -> bool:
+    def _accepts(self, row: Row, split: Split, domain: str) -> bool:
         accepted = self._index.accepts(row, split)
-        self._rejected[split] += not accepted
+        if not accepted:
+            self._rejected[split][domain] += 1
         return accepted
 
     def _rows_in_turn(self, documents: Sequence[Sample]) -> Iterator[Row]:
@@ -148,10 +149,10 @@ class _Dealer:
         if got == needed:
             self._check_domains()
             return
-        length = self._row_length
+        length, rejected = self._row_length, sum(map(Counter.total, self._rejected.values()))
         raise DataError(
             f"the texts hold {self._tokens()} tokens, which give {got} of the {needed} rows of {length} tokens needed "
-            f"({self._rejected.total()} rows were rejected because other sets hold the same text)",
+            f"({rejected} rows were rejected because other sets hold the same text)",
             fix=f"Give more text ({needed * length} tokens at the least, rows use up whole documents), or ask for less "
             "with --rows or --row-length",
         )
@@ -179,7 +180,7 @@ class _Dealer:
             tokens=ids.size,
             sha256=hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
             domains=dict(Counter(domains)),
-            rows_rejected=self._rejected[split],
+            rejected=dict(self._rejected[split]),
             overlap=overlap,
         )
         return TokenSet(info, ids, domains)

@@ -26,6 +26,9 @@ Progress = Callable[[int, int, str], None]
 
 AUTO = "auto"
 
+#: An expert that fewer calibration tokens reach by the model's own routing is reported as rare.
+MIN_EXPERT_TOKENS = 64
+
 #: Engine name -> "module:Class"; the class is called with (model_dir, quants).
 _ENGINES: Mapping[str, str] = {"reference": "exltune.engines.reference.engine:ReferenceEngine"}
 

@@ -72,7 +72,7 @@ def dealt(samples: Sequence[Sample], settings: DataSettings, tokenizer: ModelTok
     named = tuple(dict.fromkeys(source.domain for source in settings.sources if source.domain is not None))
     cuts = Cuts(settings.samples, settings.sample_tokens, needed=named)
     return make_token_sets(
-        samples, tokenizer, settings.row_length, rows, settings.seed, _shares(samples, settings), cuts
+        samples, tokenizer, settings.row_length, rows, settings.seed, domain_weights(samples, settings), cuts
     )
 
 
@@ -91,7 +91,8 @@ def check_tokens(tokens: TokenSet, expected: str | None, where: Path) -> None:
         )
 
 
-def _shares(samples: Sequence[Sample], settings: DataSettings) -> Mapping[str, float]:
+def domain_weights(samples: Sequence[Sample], settings: DataSettings) -> Mapping[str, float]:
+    """Domain -> its weight. Raises: DataError for a weight of a domain that is not there."""
     domains = dict.fromkeys((sample.domain for sample in samples), 1.0)
     given = SHARES if settings.texts is Texts.SMALL_MODEL else dict(settings.weights)
     strangers = [domain for domain in given if domain not in domains]

@@ -20,7 +20,11 @@ class Split(StrEnum):
 
 
 class TokenSetInfo(Record):
-    """Size, hash and overlap of one token set."""
+    """Size, hash and overlap of one token set.
+
+    domains: rows by domain. rejected: by domain, the rows left out because other sets hold their text. overlap: mean
+    share of a row's 13-grams that stand in another set nevertheless.
+    """
 
     split: Split
     rows: int
@@ -28,8 +32,13 @@ class TokenSetInfo(Record):
     tokens: int
     sha256: str
     domains: dict[str, int]
-    rows_rejected: int
+    rejected: dict[str, int]
     overlap: float
+
+    @property
+    def rows_rejected(self) -> int:
+        """Rows left out, over all domains."""
+        return sum(self.rejected.values())
 
 
 class Texts(StrEnum):
@@ -79,3 +88,45 @@ class DataSettings(Record):
     def rows_of(self, split: Split) -> int:
         """Rows of one set."""
         return self.rows * SPLIT_SHARES[split] // 8
+
+
+class DomainTokens(Record):
+    """One domain. samples: documents that it could give; rows: how many of each set are its own."""
+
+    domain: str
+    samples: int
+    weight: float
+    rows: dict[Split, int]
+    tokens: dict[Split, int]
+    rejected: int
+
+
+class ExpertLayer(Record):
+    """Tokens of the calibration set that a layer's own routing sends to each expert; rare: under the minimum."""
+
+    layer: int
+    tokens: dict[str, int]
+    rare: tuple[str, ...]
+
+
+class ExpertUse(Record):
+    """Which experts see how many tokens.
+
+    unseen: experts that no token reached. rows_needed: rows over all four sets with which every other expert may be
+    expected to see the minimum, if more of the same texts route alike.
+    """
+
+    minimum: int
+    layers: tuple[ExpertLayer, ...]
+    unseen: int
+    rows_needed: int
+
+
+class DataReport(Record):
+    """What the token sets of a model hold; experts is None for a dense model, and where it was not asked for."""
+
+    model: str
+    data: DataSettings
+    sets: tuple[TokenSetInfo, ...]
+    domains: tuple[DomainTokens, ...]
+    experts: ExpertUse | None

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from exltune.engines.base import LayerCapture, Progress, ScoreStats
+from exltune.engines.base import MIN_EXPERT_TOKENS, LayerCapture, Progress, ScoreStats
 from exltune.engines.reference.capture import CapturePass
 from exltune.engines.reference.head import RowSums
 from exltune.engines.reference.prefix_tree import PrefixTree, build_tree
@@ -29,9 +29,6 @@ from exltune.metrics import score_from_rows
 from exltune.schema.inventory import LinearSpec
 from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, Choice, Mix
 from exltune.schema.score import Score
-
-#: An expert that fewer calibration tokens reach by the model's own routing is reported as rare.
-MIN_EXPERT_TOKENS = 64
 
 
 class ReferenceEngine:
