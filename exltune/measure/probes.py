@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from exltune.inventory import groups_at_level
-from exltune.schema.inventory import Inventory, Part
+from exltune.schema.inventory import Inventory, Part, Role
 from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, Choice, Mix
+
+
+@dataclass(frozen=True)
+class SwapUnit:
+    """What is swapped alone: a part of a layer, the head, or half of the KV cache.
+
+    bits: of every choice, ascending. mixes: the swap to every choice. routers: how many of the model's routers see the
+    error of such a swap.
+    """
+
+    id: str
+    layer: int | None
+    choices: tuple[Choice, ...]
+    bits: tuple[float, ...]
+    mixes: tuple[Mix, ...]
+    routers: int
+
+    @property
+    def of_cache(self) -> bool:
+        """Whether it is half of the KV cache, whose error is not the codec's."""
+        return self.id in (CACHE_K, CACHE_V)
+
+
+def swap_units(
+    inventory: Inventory, level: int, quants: Mapping[Choice, float], heads: Mapping[Choice, float]
+) -> tuple[SwapUnit, ...]:
+    """All parts at a level, then head and cache. quants, heads: bits of every choice, ascending."""
+    units = [_unit(inventory, part.id, part.members, quants, part.layer) for part in groups_at_level(inventory, level)]
+    cache = {choice: float(choice) for choice in CACHE_CHOICES if choice != REFERENCE}
+    head = inventory.head.id
+    return (
+        *units,
+        _unit(inventory, head, (head,), heads),
+        *(_unit(inventory, key, (key,), cache) for key in (CACHE_K, CACHE_V)),
+    )
 
 
 def probe_name(part: str, choice: Choice) -> str:
@@ -15,10 +51,7 @@ def probe_name(part: str, choice: Choice) -> str:
 
 
 def probe_batches(inventory: Inventory, level: int, choices: Sequence[Choice]) -> Iterator[list[Mix]]:
-    """Swaps on the reference, a batch for each layer: they share all hidden states up to it.
-
-    level: 2 for parts of a layer, 3 for groups.
-    """
+    """Swaps on the reference, a batch for each layer: they share all hidden states up to it."""
     by_layer: dict[int | None, list[Part]] = {}
     for part in groups_at_level(inventory, level):
         by_layer.setdefault(part.layer, []).append(part)
@@ -31,9 +64,7 @@ def wider_probes(inventory: Inventory, heads: Mapping[Choice, float]) -> list[Mi
 
     heads: a base quant for every bit width of the head.
     """
-    head = [_swap(inventory, (inventory.head.id,), choice) for choice in heads]
-    quantized = [choice for choice in CACHE_CHOICES if choice != REFERENCE]
-    return head + [_swap(inventory, (key,), choice) for key in (CACHE_K, CACHE_V) for choice in quantized]
+    return [mix for unit in swap_units(inventory, 3, {}, heads) if unit.layer is None for mix in unit.mixes]
 
 
 def uniform_mixes(inventory: Inventory, choices: Sequence[Choice], head_choice: Choice) -> list[Mix]:
@@ -43,6 +74,22 @@ def uniform_mixes(inventory: Inventory, choices: Sequence[Choice], head_choice: 
     return [Mix(name=f"uniform@{choice}", choices=dict.fromkeys(groups, choice) | head) for choice in choices]
 
 
-def _swap(inventory: Inventory, members: Sequence[str], choice: Choice, name: str | None = None) -> Mix:
+def _unit(
+    inventory: Inventory, name: str, members: Sequence[str], options: Mapping[Choice, float], layer: int | None = None
+) -> SwapUnit:
+    mixes = tuple(_swap(inventory, members, choice, name) for choice in options)
+    routers = 0 if name == inventory.head.id else _routers_after(inventory, members)
+    return SwapUnit(name, layer, tuple(options), tuple(options.values()), mixes, routers)
+
+
+def _routers_after(inventory: Inventory, members: Sequence[str]) -> int:
+    """Routers behind the first of the members: a layer's own stands between its attention and its experts."""
+    routed = {spec.layer or 0 for spec in inventory.linears if spec.role is Role.ROUTER}
+    places = [(group.layer or 0, group.role.part != "attn") for group in inventory.groups if group.id in set(members)]
+    layer, behind = min(places, default=(0, False))
+    return sum(place > layer or (place == layer and not behind) for place in routed)
+
+
+def _swap(inventory: Inventory, members: Sequence[str], choice: Choice, name: str) -> Mix:
     everything = dict.fromkeys((*(group.id for group in inventory.groups), inventory.head.id), REFERENCE)
-    return Mix(name=probe_name(name or members[0], choice), choices=everything | dict.fromkeys(members, choice))
+    return Mix(name=probe_name(name, choice), choices=everything | dict.fromkeys(members, choice))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -10,8 +10,9 @@ from typing import cast
 from exltune.budget import SizeModel
 from exltune.exl3.codebooks import Codebook
 from exltune.inventory import groups_at_level
-from exltune.measure.probes import probe_name
-from exltune.metrics import mean_and_se, row_means
+from exltune.measure.estimates import EstimatedSwaps, Kld, ScoredSwaps, known_swaps
+from exltune.measure.probes import SwapUnit, swap_units
+from exltune.metrics import mean_and_se
 from exltune.schema.evaluation import MethodRow
 from exltune.schema.inventory import Inventory, Part
 from exltune.schema.measurement import (
@@ -22,8 +23,9 @@ from exltune.schema.measurement import (
     MeasurementDetail,
     Probe,
     QuantRef,
+    SwapLawFit,
 )
-from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, Choice
+from exltune.schema.mix import REFERENCE, Choice
 from exltune.schema.provenance import Provenance
 from exltune.schema.score import Score
 from exltune.schema.tokens import DataSettings
@@ -70,11 +72,15 @@ def summarize(
     data: DataSettings,
     provenance: Provenance,
 ) -> Measurement:
-    """The measurement from the scores of all probes and uniform mixes, by mix name; quants ascend in bits."""
+    """The measurement from the scores of a plan's mixes, by mix name; quants ascend in bits.
+
+    Where a swap is missing, or has fewer rows than others, all follow from the law of swaps and are marked estimated.
+    """
+    units = swap_units(inventory, level, {quant.choice: quant.bits for quant in quants}, head.distinct)
+    swaps = known_swaps(units, scores)
     parts = groups_at_level(inventory, level)
-    groups = tuple(_measured(part, quants, scores) for part in parts)
+    groups = tuple(_measured(part, unit, quants, swaps) for part, unit in zip(parts, units, strict=False))
     tensors = {group.id: group.tensors for group in inventory.groups}
-    mixes = tuple(_method_row(quant, scores[f"uniform@{quant.choice}"]) for quant in quants)
     lowest = scores[f"uniform@{quants[0].choice}"]
     return Measurement(
         base=QuantRef(dir=str(quants[0].path), bpw=quants[0].bpw),
@@ -83,9 +89,9 @@ def summarize(
             LegacyGroup(
                 idx=index,
                 layers=tuple(key for member in group.members for key in tensors[member]),
-                candidates=_legacy_candidates(group),
+                candidates=_legacy_candidates(group, unit, swaps),
             )
-            for index, group in enumerate(groups)
+            for index, (group, unit) in enumerate(zip(groups, units, strict=False))
         ),
         base_kld=mean_and_se(lowest.kl_ref_mix, lowest.positions).mean,
         arch_string=inventory.architecture,
@@ -100,35 +106,48 @@ def summarize(
             codebook=head.codebook,
             data=data,
             groups=groups,
-            wider=_wider(inventory, head, scores),
-            mixes=mixes,
+            wider=_wider(inventory, head, units[len(parts) :], swaps),
+            mixes=tuple(_method_row(quant, scores.get(f"uniform@{quant.choice}")) for quant in quants),
+            law=_law(swaps),
             provenance=provenance,
         ),
     )
 
 
-def _wider(inventory: Inventory, head: QuantHead, scores: Mapping[str, Score]) -> tuple[MeasuredGroup, ...]:
+def _wider(
+    inventory: Inventory, head: QuantHead, units: Sequence[SwapUnit], swaps: ScoredSwaps | EstimatedSwaps
+) -> tuple[MeasuredGroup, ...]:
     """Head and cache as measured groups; a head has its bytes, the cache's depend on the context."""
     sizes, group = SizeModel(inventory, cast(Codebook, head.codebook)), inventory.head
-    heads = [(choice, bits, sizes.group_bytes(group.id, bits)) for choice, bits in head.distinct.items()]
-    cache = [(choice, float(choice), 0) for choice in CACHE_CHOICES if choice != REFERENCE]
-    found = [MeasuredGroup(id=group.id, members=(group.id,), role=group.role, layer=None, numel=group.numel, probes=())]
-    found += [MeasuredGroup(id=k, members=(k,), role=k, layer=None, numel=0, probes=()) for k in (CACHE_K, CACHE_V)]
-    return tuple(
-        unit.model_copy(
-            update={"probes": tuple(_probe(*option, scores[probe_name(unit.id, option[0])]) for option in options)}
+    found = []
+    for unit in units:
+        of_head = unit.id == group.id
+        size = {bits: sizes.group_bytes(group.id, bits) if of_head else 0 for bits in unit.bits}
+        found.append(
+            MeasuredGroup(
+                id=unit.id,
+                members=(unit.id,),
+                role=group.role if of_head else unit.id,
+                layer=None,
+                numel=group.numel if of_head else 0,
+                probes=tuple(
+                    _probe(choice, bits, size[bits], swaps.kld(unit, choice))
+                    for choice, bits in zip(unit.choices, unit.bits, strict=True)
+                ),
+            )
         )
-        for unit, options in zip(found, (heads, cache, cache), strict=True)
-    )
+    return tuple(found)
 
 
-def _measured(part: Part, quants: list[QuantSizes], scores: Mapping[str, Score]) -> MeasuredGroup:
+def _measured(
+    part: Part, unit: SwapUnit, quants: list[QuantSizes], swaps: ScoredSwaps | EstimatedSwaps
+) -> MeasuredGroup:
     probes = tuple(
         _probe(
             quant.choice,
             quant.bits,
             sum(quant.group_bytes[member] for member in part.members),
-            scores[probe_name(part.id, quant.choice)],
+            swaps.kld(unit, quant.choice),
         )
         for quant in quants
     )
@@ -137,19 +156,22 @@ def _measured(part: Part, quants: list[QuantSizes], scores: Mapping[str, Score])
     )
 
 
-def _probe(choice: Choice, bits: float, size_bytes: int, score: Score) -> Probe:
-    kld = mean_and_se(score.kl_ref_mix, score.positions)
+def _probe(choice: Choice, bits: float, size_bytes: int, kld: Kld) -> Probe:
     return Probe(
         choice=choice,
         bits=bits,
         size_bytes=size_bytes,
         kld_nats=kld.mean,
         kld_se_nats=kld.se,
-        kld_rows=tuple(row_means(score.kl_ref_mix, score.positions).tolist()),
+        kld_rows=kld.rows,
+        estimated=kld.ci95 is not None,
+        kld_ci95_nats=kld.ci95,
     )
 
 
-def _legacy_candidates(group: MeasuredGroup) -> tuple[LegacyCandidate, ...]:
+def _legacy_candidates(
+    group: MeasuredGroup, unit: SwapUnit, swaps: ScoredSwaps | EstimatedSwaps
+) -> tuple[LegacyCandidate, ...]:
     """exllamav3 swaps upward from the lowest quant; ours swap downward from the reference, so theirs is an estimate."""
     lowest, *others = group.probes
     return tuple(
@@ -157,17 +179,26 @@ def _legacy_candidates(group: MeasuredGroup) -> tuple[LegacyCandidate, ...]:
             dkld=probe.kld_nats - lowest.kld_nats,
             dbits=8 * (probe.size_bytes - lowest.size_bytes),
             estimated=True,
+            dkld_ci95=swaps.dkld_ci95(unit, lowest.choice, probe.choice),
         )
         for probe in others
     )
 
 
-def _method_row(quant: QuantSizes, score: Score) -> MethodRow:
-    kld = mean_and_se(score.kl_ref_mix, score.positions)
+def _law(swaps: ScoredSwaps | EstimatedSwaps) -> SwapLawFit | None:
+    if isinstance(swaps, ScoredSwaps):
+        return None
+    router_b, kappa = swaps.law.router_law
+    return SwapLawFit(router_b=router_b, router_kappa=kappa, swaps=swaps.scored)
+
+
+def _method_row(quant: QuantSizes, score: Score | None) -> MethodRow:
+    """A base quant as a whole, scored or not."""
+    kld = None if score is None else mean_and_se(score.kl_ref_mix, score.positions)
     return MethodRow(
         name=f"uniform@{quant.choice}",
         size_bytes=quant.size_bytes,
         bpw=quant.bpw,
-        kl_ref_quant=kld.mean,
-        kl_ref_quant_se=kld.se,
+        kl_ref_quant=None if kld is None else kld.mean,
+        kl_ref_quant_se=None if kld is None else kld.se,
     )

@@ -21,12 +21,14 @@ class QuantRef(Record):
 class LegacyCandidate(Record):
     """exllamav3's candidate: KL change in nats/token and bits added, upward from the lowest quant.
 
-    `estimated` is true where the change was not scored as a swap on that base but derived from ours.
+    `estimated` is true where the change was not scored as a swap on that base but derived from ours. dkld_ci95: 95 %
+    interval of dkld where our swaps themselves are estimates.
     """
 
     dkld: float
     dbits: int
     estimated: bool = False
+    dkld_ci95: tuple[float, float] | None = None
 
 
 class LegacyGroup(Record):
@@ -38,9 +40,12 @@ class LegacyGroup(Record):
 
 
 class Probe(Record):
-    """One scored mix: the group at `choice`, everything else at the base; absolute KL, nats/token.
+    """A swap: the group at `choice`, everything else at the base; absolute KL(reference‖mix), nats/token.
 
-    size_bytes: bytes of the group's tensors at that choice. kld_rows: (rows,) mean KL(reference‖mix) of each row.
+    size_bytes: bytes of the group's tensors at that choice. kld_rows: (rows,) mean KL of each row that was scored, from
+    the first row of the search set on; empty where the swap was not scored. estimated: whether KL and its standard
+    error follow from the law of swaps, fitted to all that were scored, and not from these rows alone; kld_ci95_nats is
+    then its 95 % interval.
     """
 
     choice: str
@@ -49,6 +54,19 @@ class Probe(Record):
     kld_nats: float
     kld_se_nats: float
     kld_rows: tuple[float, ...]
+    estimated: bool = False
+    kld_ci95_nats: tuple[float, float] | None = None
+
+
+class SwapLawFit(Record):
+    """The law behind estimated probes: KL = s² + b * s with b = router_b * n**router_kappa, n routers that see a swap.
+
+    router_b: in the square root of nats/token. swaps: how many were scored, on however many rows.
+    """
+
+    router_b: float
+    router_kappa: float
+    swaps: int
 
 
 class MeasuredGroup(Record):
@@ -68,7 +86,7 @@ class MeasurementDetail(Record):
     base: the choice of all unprobed groups. quants: choice -> base quant directory, with their content hashes beside.
     heads: bits of the head in every base quant, by choice.
     wider: the head and the halves of the KV cache, swapped alone as groups are (size_bytes of the cache: 0, it depends
-    on the context). mixes: the uniform base quants, scored whole on the same rows.
+    on the context). mixes: uniform base quants that were scored whole. law: what estimated probes come from, if any do.
     """
 
     schema_version: int = 1
@@ -84,6 +102,7 @@ class MeasurementDetail(Record):
     wider: tuple[MeasuredGroup, ...] = ()
     heads: dict[str, float] = Field(default_factory=dict)
     mixes: tuple[MethodRow, ...] = ()
+    law: SwapLawFit | None = None
     provenance: Provenance
 
 

@@ -9,14 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import isotonic_regression
 
+from exltune.exl3.distortion import nmse as nmse
 from exltune.schema.measurement import MeasuredGroup, Measurement
 from exltune.schema.mix import REFERENCE
 
 Floats = npt.NDArray[np.float64]
-
-#: NMSE * 4^K of the codec on Gaussian tiles (DESIGN.md section 7); between and beyond them linear and constant.
-_NMSE_BITS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-_NMSE_TIMES_4K = (1.09, 1.12, 1.14, 1.16, 1.21, 1.30)
 
 #: Exponents tried, and what is believed of them before any probe: 2 in theory, 1.3 to 1.7 seen on small MoE models.
 _EXPONENTS = np.arange(1.0, 3.001, 0.05)
@@ -45,10 +42,12 @@ class CostTable:
         return max(total, 0.0)
 
 
-def nmse(bits: float | Floats) -> Floats:
-    """Normalised mean square error of a tensor quantized to a bit width."""
-    widths = np.asarray(bits, dtype=np.float64)
-    return np.asarray(np.interp(widths, _NMSE_BITS, _NMSE_TIMES_4K) * 4.0**-widths)
+@dataclass(frozen=True)
+class UnitLaw:
+    """S * rfn(K)^p of one unit: scale S in nats/token, exponent p, the same for all units of a role."""
+
+    scale: float
+    exponent: float
 
 
 def measured_costs(measurement: Measurement, widths: Sequence[float]) -> CostTable:
@@ -75,19 +74,36 @@ def fitted_costs(measurement: Measurement, widths: Sequence[float]) -> CostTable
 
     Source: DESIGN.md section 6, error law; least squares with the probes' standard errors.
     """
-    detail = measurement.exltune
-    base_kld = 0.0 if detail.base == REFERENCE else measurement.base_kld
-    base_rfn = 0.0 if detail.base == REFERENCE else float(np.sqrt(nmse(float(detail.base))))
-    costs: dict[str, dict[float, float]] = {}
-    for role in dict.fromkeys(unit.role for unit in detail.groups):
-        units = [unit for unit in detail.groups if unit.role == role]
+    base_kld, base_rfn = _base(measurement)
+    laws = fitted_laws(measurement, widths)
+    costs = {
+        unit: {
+            width: float(law.scale * share)
+            for width, share in zip(widths, _law(widths, base_rfn, law.exponent), strict=True)
+        }
+        for unit, law in laws.items()
+    }
+    return CostTable(base_kld, measurement.exltune.groups, costs)
+
+
+def fitted_laws(measurement: Measurement, widths: Sequence[float]) -> dict[str, UnitLaw]:
+    """The law of every unit over the probes at some widths, as `fitted_costs` uses it."""
+    base_kld, base_rfn = _base(measurement)
+    laws = {}
+    for role in dict.fromkeys(unit.role for unit in measurement.exltune.groups):
+        units = [unit for unit in measurement.exltune.groups if unit.role == role]
         probes = [_Probes(unit, base_kld, widths) for unit in units]
         exponent = _fit_exponent(probes, base_rfn)
-        law = _law(widths, base_rfn, exponent)
         for unit, probed in zip(units, probes, strict=True):
-            scale, _ = probed.fit_scale(base_rfn, exponent)
-            costs[unit.id] = {width: float(scale * share) for width, share in zip(widths, law, strict=True)}
-    return CostTable(base_kld, detail.groups, costs)
+            laws[unit.id] = UnitLaw(probed.fit_scale(base_rfn, exponent)[0], exponent)
+    return laws
+
+
+def _base(measurement: Measurement) -> tuple[float, float]:
+    """KL in nats/token and rfn of what all unprobed groups have."""
+    if measurement.exltune.base == REFERENCE:
+        return 0.0, 0.0
+    return measurement.base_kld, float(np.sqrt(nmse(float(measurement.exltune.base))))
 
 
 class _Probes:
