@@ -29,7 +29,7 @@ AUTO = "auto"
 #: An expert that fewer calibration tokens reach by the model's own routing is reported as rare.
 MIN_EXPERT_TOKENS = 64
 
-#: Engine name -> "module:Class"; the class is called with (model_dir, quants).
+#: Engine name -> "module:Class"; the class is called with (model_dir, quants), and state_bytes if given.
 _ENGINES: Mapping[str, str] = {"reference": "exltune.engines.reference.engine:ReferenceEngine"}
 
 
@@ -39,6 +39,7 @@ class ScoreStats:
 
     layer_forwards: layer passes over the whole token set, one for each distinct prefix of each layer.
     head_forwards: head passes over the whole token set. mixes: mixes asked for, duplicates included.
+    state_bytes: the most hidden states that were held at one time.
     """
 
     mixes: int = 0
@@ -47,6 +48,7 @@ class ScoreStats:
     head_forwards: int = 0
     tokens: int = 0
     slabs: int = 0
+    state_bytes: int = 0
     load_seconds: float = 0.0
     forward_seconds: float = 0.0
     head_seconds: float = 0.0
@@ -82,7 +84,15 @@ class Engine(Protocol):
 
         progress counts layer forwards. Raises: UsageError for a mix that leaves a group without a choice, names an
         unknown one, or asks for bits that the cache has not, DataError for ids outside the vocabulary,
-        MissingTensorError, NonFiniteError naming the tensor or the mix, QuantMismatchError for a quant of other shapes.
+        MissingTensorError, NonFiniteError naming the tensor or the mix, QuantMismatchError for a quant of other shapes,
+        UsageError where not even one row of one mix fits into the memory that states may take.
+        """
+        ...
+
+    def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
+        """Rows of `length` tokens whose hidden states fit into the engine's memory; 0 if not even one row does.
+
+        score takes any number of them, in slabs, and mixes that do not fit together in parts.
         """
         ...
 
@@ -111,15 +121,19 @@ def engine_names() -> tuple[str, ...]:
     return (AUTO, *_ENGINES)
 
 
-def open_engine(name: str, model_dir: str | Path, quants: Mapping[Choice, Path] | None = None) -> Engine:
+def open_engine(
+    name: str, model_dir: str | Path, quants: Mapping[Choice, Path] | None = None, *, state_bytes: int | None = None
+) -> Engine:
     """Open an engine on a model and its base quants; "auto" picks the fastest one that this machine can run.
 
-    quants: choice -> EXL3 directory; "16" is always the reference and needs none. Raises: UsageError for an unknown
-    name, and what reading the model raises.
+    quants: choice -> EXL3 directory; "16" is always the reference and needs none. state_bytes: hidden states that a
+    score call may hold at one time, the engine's own default if None.
+    Raises: UsageError for an unknown name, and what reading the model raises.
     """
     resolved = "reference" if name == AUTO else name
     if resolved not in _ENGINES:
         raise UsageError(f"there is no engine {name!r}", fix=f"Choose one of: {', '.join(engine_names())}")
     module, _, attribute = _ENGINES[resolved].partition(":")
-    engine: Engine = getattr(import_module(module), attribute)(Path(model_dir), dict(quants or {}))
+    settings = {} if state_bytes is None else {"state_bytes": state_bytes}
+    engine: Engine = getattr(import_module(module), attribute)(Path(model_dir), dict(quants or {}), **settings)
     return engine

@@ -3,6 +3,7 @@
 from exltune.inventory.architectures import ARCHITECTURES, Architecture, architecture
 from exltune.inventory.attention import cache_layers, context_limit
 from exltune.inventory.config import ModelShape, model_shape, read_config
+from exltune.inventory.content import group_hashes
 from exltune.inventory.identity import check_same_model, model_fingerprint
 from exltune.inventory.inventory import (
     LEVELS,
@@ -23,6 +24,7 @@ __all__ = [
     "cache_layers",
     "check_same_model",
     "context_limit",
+    "group_hashes",
     "groups_at_level",
     "inventory_from_config",
     "load_inventory",

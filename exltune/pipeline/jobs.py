@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from exltune.store.records import canonical
 
 #: Packages that store, report and parse; the code of all others decides results.
 _IDLE = ("cli", "pipeline", "publish", "schema", "store")
+#: Packages whose code decides a score.
+_SCORING = ("engines", "exl3", "inventory", "metrics")
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def job_hash(*parts: object) -> str:
@@ -25,10 +29,22 @@ def job_hash(*parts: object) -> str:
 @cache
 def code_sha256() -> str:
     """sha256 over the sources that decide results: after an update, old work is not taken for new."""
-    package = Path(__file__).resolve().parent.parent
+    packages = {path.relative_to(_PACKAGE).parts[0] for path in _PACKAGE.rglob("*.py")}
+    return _sources_sha256(packages - set(_IDLE))
+
+
+@cache
+def score_code_sha256() -> str:
+    """sha256 over the sources that decide what a mix scores on given tokens."""
+    return _sources_sha256(_SCORING)
+
+
+def _sources_sha256(packages: Collection[str]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(file for file in package.rglob("*.py") if file.relative_to(package).parts[0] not in _IDLE):
-        digest.update(str(file.relative_to(package)).encode())
+    for file in sorted(_PACKAGE.rglob("*.py")):
+        if file.relative_to(_PACKAGE).parts[0] not in packages:
+            continue
+        digest.update(str(file.relative_to(_PACKAGE)).encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from exltune.engines.base import AUTO, Engine, Progress, open_engine
-from exltune.errors import MissingTensorError, NonFiniteError
-from exltune.measure import QuantHead, probe_batches, summarize, uniform_mixes, wider_probes
+from exltune.engines.base import AUTO, open_engine
+from exltune.measure import ExhaustivePlan, QuantHead, summarize
 from exltune.pipeline.base_quants import find_base_quants, head_source, paths_of, quant_sizes
 from exltune.pipeline.data import ids, token_sets
-from exltune.pipeline.jobs import job_hash, provenance
+from exltune.pipeline.jobs import provenance
+from exltune.pipeline.probe_content import MixContent, probe_context
+from exltune.pipeline.probe_runs import EngineScorer, ProbeCounts, ProbeRun
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.schema.measurement import Measurement
-from exltune.schema.mix import Mix
 from exltune.schema.tokens import DataSettings, Split
+from exltune.store.database import Database
 from exltune.store.files import locked, refuse_existing_file
+from exltune.store.probes import ProbeStore
 from exltune.store.records import write_record
-from exltune.store.scores import ScoreStore
+
+#: The probe store beside a measurement; the next measurement there takes from it what is equal.
+PROBES = "probes.db"
 
 
 def measure(
@@ -30,61 +31,40 @@ def measure(
     *,
     level: int = 3,
     engine: str = AUTO,
+    store: str | None = None,
+    max_ram: int | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
+    counts: ProbeCounts | None = None,
 ) -> Measurement:
     """Score every part of the model at every base quant's bits on the search set and write the measurement.
 
-    Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, and what the engine raises.
+    store: file or URL of the probe store. max_ram: bytes of hidden states held at one time. counts: is told what was
+    scored and what was there. Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, UsageError for a
+    store that is none or a max_ram that holds nothing, StorageError, and what the engine raises.
     """
-    reporter = reporter or Silent()
+    reporter, counts = reporter or Silent(), counts or ProbeCounts()
     refuse_existing_file(out, force=force)
+    database = Database(out.with_name(PROBES) if store is None else store)
     quants = find_base_quants(quants_dir, model)
-    choices = [quant.choice for quant in quants]
     source_of_head = head_source(quants, None)
     heads = {quant.choice: quant.head_bits for quant in quants}
     head = QuantHead(source_of_head.choice, source_of_head.head_bits, source_of_head.codebook, heads)
     tokens = token_sets(data, model)[Split.SEARCH]
-    opened = open_engine(engine, model, paths_of(quants))
+    opened = open_engine(engine, model, paths_of(quants), state_bytes=max_ram)
     sizes = quant_sizes(opened.inventory, quants, head.bits)
     source = provenance(model, opened.name, tokens, data)
-    job = job_hash("measure", source.model_dump(), [size.sha256 for size in sizes], level, head.choice)
-    batches = [
-        uniform_mixes(opened.inventory, choices, head.choice),
-        *probe_batches(opened.inventory, level, choices),
-        wider_probes(opened.inventory, head.distinct),
-    ]
+    plan = ExhaustivePlan.of(opened.inventory, level, [quant.choice for quant in quants], head, tokens.info.rows)
     with locked(out):
-        store = ScoreStore(out.with_name(f".{out.name}.scores.jsonl"), job)
-        _score(opened, batches, ids(tokens), store, reporter)
-        measurement = summarize(opened.inventory, level, sizes, head, store.scores, data, source)
+        probes = ProbeStore(database, probe_context(opened))
+        content = MixContent(opened.inventory, quants)
+        run = ProbeRun(probes, EngineScorer(opened, counts), ids(tokens), content, counts)
+        with reporter.stage("Measuring") as progress:
+            scores = run.run(plan, progress, lambda done, total: reporter.remark(_taken_up(done, total)))
+        measurement = summarize(opened.inventory, level, sizes, head, scores, data, source)
         write_record(out, measurement)
-        store.remove()
     return measurement
 
 
-def _score(
-    engine: Engine, batches: Sequence[Sequence[Mix]], tokens: Tensor, store: ScoreStore, reporter: Reporter
-) -> None:
-    """Score what the store does not hold yet."""
-    if store.scores:
-        reporter.remark(f"Taking up again: {len(store.scores)} of {sum(map(len, batches))} mixes are scored")
-    try:
-        with reporter.stage("Measuring") as progress:
-            for number, batch in enumerate(batches):
-                # Whole batches only: what is computed together must not depend on where a kill fell.
-                if any(mix.name not in store.scores for mix in batch):
-                    store.add(engine.score(batch, tokens, _part_of(progress, number, len(batches))))
-    except (NonFiniteError, MissingTensorError):
-        # Once the input is mended it is another measurement: these scores are of no use.
-        store.remove()
-        raise
-
-
-def _part_of(progress: Progress, number: int, batches: int) -> Progress:
-    """Progress of one batch among equals."""
-
-    def report(done: int, total: int, what: str) -> None:
-        progress(number * 1000 + 1000 * done // max(1, total), batches * 1000, what)
-
-    return report
+def _taken_up(done: int, total: int) -> str:
+    return f"Taking up again: {done} of {total} mixes are scored"

@@ -1,1 +1,1 @@
-"""What survives a kill: atomic files and directories, finished tensors, finished scores."""
+"""What survives a kill: atomic files and directories, finished tensors, finished probes."""

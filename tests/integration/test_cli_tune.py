@@ -16,7 +16,7 @@ def tuned(moe_model, data, tmp_path_factory):
     """A tune that was killed while it measured and taken up again: its directory and what it printed."""
     out = tmp_path_factory.mktemp("tuned")
     arguments = ("tune", moe_model, "--out", out, *SETTINGS, *data)
-    run_until_killed("exltune.store.scores:ScoreStore.add", 2, *arguments)
+    run_until_killed("exltune.store.probes:ProbeStore.add", 2, *arguments)
     assert not (out / "measurement.json").exists()
     quants = contents(out / "quants")
     found = succeed(*arguments)

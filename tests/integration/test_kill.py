@@ -95,18 +95,28 @@ def test_an_interrupt_is_told_and_goes_on(data, tmp_path, monkeypatch):
 def test_measure(moe_model, quants, measurement, data, tmp_path):
     out = tmp_path / "measurement.json"
     arguments = ("measure", moe_model, "--quants", quants, "--out", out, "-l3", *data)
-    run_until_killed("exltune.store.scores:ScoreStore.add", 3, *arguments)
-    # The base quants and the first layer are scored: a batch each.
-    scores = tmp_path / ".measurement.json.scores.jsonl"
-    assert len(scores.read_text().splitlines()) == 1 + 3 + 5 * 3
+    run_until_killed("exltune.store.probes:ProbeStore.add", 3, *arguments)
     assert not out.exists()
-    # A kill may also cut a line short.
-    scores.write_bytes(scores.read_bytes()[:-20])
+    # The base quants and the first layer are scored: a batch each.
     outcome = exltune(*arguments)
     assert outcome.code == 0
-    assert "17 of 54 mixes are scored" in outcome.stderr
+    assert "18 of 54 mixes are scored" in outcome.stderr
     assert out.read_bytes() == measurement.read_bytes()
-    assert names(tmp_path) == ["measurement.json"]
+    assert names(tmp_path) == ["measurement.json", "probes.db"]
+
+
+@pytest.mark.parametrize(
+    "where", ["exltune.store.database:Database.insert_new", "exltune.store.probes:ProbeStore._score"]
+)
+def test_measure_killed_while_it_writes(moe_model, quants, measurement, data, tmp_path, where):
+    """In the midst of a transaction: all of the batch is there or nothing of it."""
+    out = tmp_path / "measurement.json"
+    arguments = ("measure", moe_model, "--quants", quants, "--out", out, "-l3", *data)
+    # The fourth insertion of the second batch, or the score of its seventh mix.
+    run_until_killed(where, 5 + 4 if "insert" in where else 3 + 7, *arguments)
+    outcome = exltune(*arguments)
+    assert "3 of 54 mixes are scored" in outcome.stderr
+    assert out.read_bytes() == measurement.read_bytes()
 
 
 @pytest.mark.parametrize("where", ["exltune.build.assemble:copy_side_files", "pathlib:Path.rename"])
@@ -151,4 +161,4 @@ def test_two_processes_in_one_output(moe_model, quants, recipe, data, tmp_path):
             outcome = exltune(*arguments)
             assert (outcome.code, "another exltune is at work" in outcome.stderr) == (8, True)
         succeed(*arguments)
-    assert names(out) == ["m.json", "mix"]
+    assert names(out) == ["m.json", "mix", "probes.db"]

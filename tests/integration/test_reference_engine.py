@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -14,12 +15,16 @@ from tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
 
 from exltune.engines import LayerCapture, open_engine
 from exltune.engines.reference.engine import ReferenceEngine
+from exltune.engines.reference.prefix_tree import build_tree
 from exltune.engines.reference.scoring import Limits
 from exltune.engines.reference.shell import ModelShell
+from exltune.engines.reference.states import Batch, LayerStep, peak_states
 from exltune.errors import DataError, MissingTensorError, NonFiniteError, QuantMismatchError, UsageError
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.score import Score
 
+#: Bytes of the hidden states of a row.
+ROW = 4 * 12 * 128
 TOKENS = torch.randint(0, VOCAB, (5, 12), generator=torch.Generator().manual_seed(2))
 
 
@@ -65,11 +70,11 @@ def edited(folder: Path, source: Path, **tensors: torch.Tensor | None) -> Path:
 @pytest.mark.parametrize(
     "limits",
     [
-        Limits(state_bytes=1),
+        Limits(state_bytes=ROW * 3),
         Limits(batch_bytes=1, head_bytes=1),
-        Limits(state_bytes=4 * 12 * 128 * 20, batch_bytes=4 * 12 * 128 * 3),
+        Limits(state_bytes=ROW * 20, batch_bytes=ROW * 3),
     ],
-    ids=["row by row", "smallest batches", "odd slabs"],
+    ids=["mix by mix, row by row", "smallest batches", "odd slabs"],
 )
 def test_memory_limits_change_no_score(tiny_moe: TinyModel, expected: list[Score], limits: Limits) -> None:
     engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, limits=limits, cache_bytes=0)
@@ -92,12 +97,60 @@ def test_an_error_in_a_thread_is_raised(tiny_moe: TinyModel) -> None:
 
 
 def test_slabs_are_counted_in_progress_but_not_as_forwards(tiny_moe: TinyModel) -> None:
-    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, limits=Limits(state_bytes=1))
+    mixes = some_mixes(tiny_moe)
+    peak = peak_states(build_tree(mixes, tiny_moe.inventory).layers)
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, state_bytes=ROW * peak)
     calls: list[tuple[int, int]] = []
-    engine.score(some_mixes(tiny_moe), TOKENS, lambda done, total, _: calls.append((done, total)))
+    engine.score(mixes, TOKENS, lambda done, total, _: calls.append((done, total)))
     assert engine.stats.slabs == len(TOKENS)
     assert calls[0] == (0, calls[-1][0])
     assert calls[-1] == (engine.stats.layer_forwards * len(TOKENS),) * 2
+
+
+def test_a_score_does_not_depend_on_the_mixes_beside_it(tiny_moe: TinyModel, expected: list[Score]) -> None:
+    """To the last bit: a measurement that goes on after a kill scores fewer mixes together."""
+    mixes, limits = some_mixes(tiny_moe), Limits(batch_bytes=ROW * 2)
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, limits=limits)
+    together = engine.score(mixes, TOKENS)
+    assert [engine.score([mix], TOKENS)[0] for mix in mixes] == together
+    assert engine.score(mixes[::-2], TOKENS) == together[::-2]
+
+
+@pytest.mark.parametrize("rows", [3, 7, 20, 1000])
+def test_states_stay_within_their_memory(tiny_moe: TinyModel, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixes = some_mixes(tiny_moe)
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, state_bytes=ROW * rows)
+    held = watch_tensors(monkeypatch)
+    engine.score(mixes, TOKENS)
+    assert 0 < max(held) == engine.stats.state_bytes <= ROW * rows
+    peak = peak_states(build_tree(mixes, tiny_moe.inventory).layers)
+    assert engine.rows_at_once(mixes, TOKENS.shape[1]) == rows // peak
+
+
+def watch_tensors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of all states that the garbage collector knows of, as each layer begins."""
+    held: list[int] = []
+    batches = LayerStep.batches
+
+    def counted(step: LayerStep, batch_rows: int) -> list[Batch]:
+        gc.collect()
+        alive = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+        states = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive if is_state(t)}
+        held.append(sum(states.values()))
+        return batches(step, batch_rows)
+
+    monkeypatch.setattr(LayerStep, "batches", counted)
+    return held
+
+
+def is_state(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tuple(tensor.shape[1:]) == (TOKENS.shape[1], 128)
+
+
+def test_memory_that_holds_not_even_one_mix_is_refused(tiny_moe: TinyModel) -> None:
+    engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, state_bytes=ROW * 3 - 1)
+    with pytest.raises(UsageError, match=f"at least {ROW * 3} bytes"):
+        engine.score(some_mixes(tiny_moe), TOKENS)
 
 
 def test_weights_are_loaded_once_per_call_and_kept_between_calls(

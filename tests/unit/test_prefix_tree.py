@@ -9,7 +9,7 @@ import torch
 from tiny_models import CONFIGS
 
 from exltune.engines.reference.prefix_tree import Edge, LayerChoice, build_tree, layer_groups
-from exltune.engines.reference.states import LayerStep, cuts, peak_states
+from exltune.engines.reference.states import LayerStep, peak_states
 from exltune.inventory import inventory_from_config
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix
 
@@ -75,13 +75,13 @@ def test_an_unquantized_cache_is_the_same_as_none() -> None:
     assert len(set(tree.leaves)) == 1
 
 
-@pytest.mark.parametrize("batch_rows", [1, 2, 3, 5, 100])
-def test_cuts_cover_every_row_once(batch_rows: int) -> None:
-    edges = [Edge(0, LayerChoice(()), child) for child in range(3)]
-    found = list(cuts(edges, rows=4, batch_rows=batch_rows))
-    rows = [(edge.child, row) for batch in found for edge, start, stop in batch for row in range(start, stop)]
-    assert rows == [(child, row) for child in range(3) for row in range(4)]
-    assert all(sum(stop - start for _, start, stop in batch) <= batch_rows for batch in found)
+@pytest.mark.parametrize("batch_rows", [1, 2, 3, 4, 5, 100])
+def test_batches_cover_every_row_once_and_join_no_states(batch_rows: int) -> None:
+    edges = [Edge(0, LayerChoice(("2",) if child == 1 else ()), child) for child in range(3)]
+    found = LayerStep({0: torch.ones(4, 2, 1)}, edges).batches(batch_rows)
+    rows = [(batch.edge.child, row) for batch in found for row in range(batch.start, batch.stop)]
+    assert rows == [(child, row) for child in (0, 2, 1) for row in range(4)]
+    assert all(batch.stop - batch.start <= batch_rows and batch.start % batch_rows == 0 for batch in found)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 100])
@@ -95,7 +95,7 @@ def test_states_follow_their_own_choices_in_any_order(batch_rows: int) -> None:
         step = LayerStep(states, edges)
         work = step.batches(batch_rows)
         for batch in draw.sample(work, len(work)):
-            factor = 3.0 ** batch.choice.weights.count("2")
+            factor = 3.0 ** batch.edge.choice.weights.count("2")
             finished += step.run(batch, lambda hidden, factor=factor: hidden * factor)
         states = step.children
     assert finished == tree.layer_forwards

@@ -13,7 +13,6 @@ from exltune.schema.mix import Mix
 from exltune.schema.recipe import Recipe
 from exltune.schema.score import Score
 from exltune.store.records import canonical, read_recipe, read_record, write_recipe, write_record
-from exltune.store.scores import ScoreStore
 from exltune.store.tensors import TensorStore
 
 
@@ -74,56 +73,6 @@ def test_recipes_that_are_none(tmp_path, content):
 def test_canonical_text_follows_content_alone():
     assert canonical({"b": 1, "a": ["ü"]}) == canonical({"a": ["ü"], "b": 1})
     assert canonical({"a": 1}) != canonical({"a": 2})
-
-
-def test_scores_survive_and_a_torn_line_is_cut_away(tmp_path):
-    file = tmp_path / "new" / "scores.jsonl"
-    store = ScoreStore(file, "job")
-    assert not file.parent.exists()
-    store.add([score("a"), score("b", 0.1 + 0.2)])
-    store.add([score("c")])
-    assert ScoreStore(file, "job").scores == store.scores
-    whole = file.read_bytes()
-    for cut in range(1, len(whole), 7):
-        file.write_bytes(whole[:-cut])
-        found = ScoreStore(file, "job")
-        assert list(found.scores) == list("abc")[: len(found.scores)]
-        assert all(found.scores[name] == store.scores[name] for name in found.scores)
-    file.write_bytes(whole[:-20])
-    again = ScoreStore(file, "job")
-    again.add([score("c")])
-    assert file.read_bytes() == whole
-    again.remove()
-    again.remove()
-    assert not file.exists()
-
-
-def test_scores_of_another_job_are_begun_anew(tmp_path):
-    file = tmp_path / "scores.jsonl"
-    ScoreStore(file, "job").add([score("a")])
-    other = ScoreStore(file, "other job")
-    assert other.scores == {}
-    # Reading alone changes nothing.
-    assert list(ScoreStore(file, "job").scores) == ["a"]
-    other.add([score("b")])
-    assert list(ScoreStore(file, "other job").scores) == ["b"]
-    assert ScoreStore(file, "job").scores == {}
-
-
-def test_scores_that_find_no_room_leave_those_before(tmp_path):
-    file = tmp_path / "scores.jsonl"
-    store = ScoreStore(file, "job")
-    with largest_file(100), pytest.raises(OSError, match="too large"):
-        store.add([score("a")])
-    assert not file.exists()
-    store = ScoreStore(file, "job")
-    store.add([score("a")])
-    before = file.read_bytes()
-    with largest_file(len(before) + 10), pytest.raises(OSError, match="too large"):
-        store.add([score("b")])
-    assert file.read_bytes() == before
-    store.add([score("c")])
-    assert list(ScoreStore(file, "job").scores) == list(store.scores) == ["a", "c"]
 
 
 def test_tensors_come_back_with_their_notes(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -15,6 +16,7 @@ from exltune.engines.reference.head import RowSums
 from exltune.engines.reference.prefix_tree import PrefixTree, build_tree
 from exltune.engines.reference.scoring import Limits, ScorePass
 from exltune.engines.reference.shell import ModelShell
+from exltune.engines.reference.states import peak_states
 from exltune.engines.reference.store import WeightStore
 from exltune.engines.reference.workers import Workers
 from exltune.errors import DataError, NonFiniteError, UsageError
@@ -35,8 +37,9 @@ class ReferenceEngine:
     """transformers' layers in fp32 on the CPU, with weights from the checkpoint and from EXL3 directories.
 
     quants: choice -> EXL3 directory. cache_bytes: dequantized weights kept between calls. limits: memory of a score
-    call. threads: how many run at once, each on one core (torch's own number if None). The model is
-    checked when the engine is made; quants are opened when a mix first needs them.
+    call; state_bytes: those of its states, if other than the limits' own. threads: how many run at once, each on one
+    core (torch's own number if None). The model is checked when the engine is made; quants are opened when a mix first
+    needs them.
     """
 
     name = "reference"
@@ -48,6 +51,7 @@ class ReferenceEngine:
         *,
         cache_bytes: int = 1 << 30,
         limits: Limits | None = None,
+        state_bytes: int | None = None,
         threads: int | None = None,
         min_expert_tokens: int = MIN_EXPERT_TOKENS,
     ) -> None:
@@ -56,6 +60,8 @@ class ReferenceEngine:
         self.store = WeightStore(TensorFiles(self.model_dir), quants, self.inventory, cache_bytes)
         self.shell = ModelShell(self.model_dir, self.store.reference)
         self.limits, self.threads = limits or Limits(), threads
+        if state_bytes is not None:
+            self.limits = replace(self.limits, state_bytes=state_bytes)
         self.min_expert_tokens = min_expert_tokens
         self.stats = ScoreStats()
 
@@ -65,14 +71,19 @@ class ReferenceEngine:
         self._check_tokens(tokens)
         for mix in mixes:
             self._check_mix(mix)
-        tree = build_tree(mixes, self.inventory)
+        parts = self._parts(mixes, tokens.shape[1])
+        self.stats = ScoreStats(mixes=len(mixes), tokens=tokens.numel())
+        scores: list[Score] = []
         with Workers(self._thread_count) as workers:
-            run = ScorePass(self.shell, self.store, self.inventory, self.limits, workers)
-            self.stats = run.stats
-            sums = run.run(tree, tokens, progress)
-        self.stats.mixes, self.stats.distinct_mixes = len(mixes), len(sums)
-        self.stats.tokens, self.stats.total_seconds = tokens.numel(), perf_counter() - start
-        return _scores(mixes, tree, sums, tokens.shape[1] - 1)
+            for number, part in enumerate(parts):
+                scores += self._score(part, tokens, _part_of(progress, number, len(parts)), workers)
+        self.stats.total_seconds = perf_counter() - start
+        return scores
+
+    def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
+        """As Engine.rows_at_once."""
+        states = peak_states(build_tree(mixes, self.inventory).layers)
+        return self.limits.slab_rows(states, length, self.inventory.hidden_size)
 
     def capture(
         self, tokens: Tensor, keys: Collection[str] | None = None, progress: Progress | None = None
@@ -101,6 +112,28 @@ class ReferenceEngine:
             error = source.linear(self._spec(key)).weight - weight
             errors[key] = float(error.norm() / weight.norm())
         return errors
+
+    def _parts(self, mixes: Sequence[Mix], length: int) -> list[Sequence[Mix]]:
+        """Mixes that fit together with at least one row, neighbours beside each other."""
+        if self.rows_at_once(mixes, length):
+            return [mixes]
+        if len(mixes) == 1:
+            states = peak_states(build_tree(mixes, self.inventory).layers)
+            least = 4 * states * length * self.inventory.hidden_size
+            raise UsageError(
+                f"{self.limits.state_bytes} bytes hold no hidden states of a single mix on a row of {length} tokens",
+                fix=f"Allow at least {least} bytes (--max-ram {-(-least // 1024)}KiB), or shorter rows",
+            )
+        half = (len(mixes) + 1) // 2
+        return self._parts(mixes[:half], length) + self._parts(mixes[half:], length)
+
+    def _score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None, workers: Workers) -> list[Score]:
+        """Mixes that fit together."""
+        tree = build_tree(mixes, self.inventory)
+        run = ScorePass(self.shell, self.store, self.inventory, self.limits, workers, self.stats)
+        sums = run.run(tree, tokens, progress)
+        self.stats.distinct_mixes += len(sums)
+        return _scores(mixes, tree, sums, tokens.shape[1] - 1)
 
     @property
     def _thread_count(self) -> int:
@@ -153,6 +186,13 @@ class ReferenceEngine:
                     where=f"mix {mix.name!r}",
                     fix=f"Leave {key} at {REFERENCE}",
                 )
+
+
+def _part_of(progress: Progress | None, number: int, parts: int) -> Progress | None:
+    """Progress of one part among equals; the whole call's where there is one part."""
+    if progress is None or parts == 1:
+        return progress
+    return lambda done, total, what: progress(number * total + done, parts * total, what)
 
 
 def _scores(mixes: Sequence[Mix], tree: PrefixTree, sums: RowSums, positions: int) -> list[Score]:

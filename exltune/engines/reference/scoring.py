@@ -28,7 +28,8 @@ from exltune.schema.mix import REFERENCE
 class Limits:
     """Memory that a score call may take beside weights.
 
-    state_bytes: hidden states; more rows than fit are scored in slabs, each of which needs the weights again.
+    state_bytes: hidden states held at one time; more rows than fit are scored in slabs, each of which needs the weights
+    again, and where one row of all mixes does not fit, the mixes are scored in parts.
     batch_bytes: one hidden state of a layer batch. head_bytes: logits of one mix in a head batch. Small batches stay in
     the processor's cache, which is worth more than fewer calls.
     """
@@ -38,8 +39,9 @@ class Limits:
     head_bytes: int = 1 << 19
 
     def slab_rows(self, states: int, length: int, hidden: int) -> int:
-        """Rows whose states fit."""
-        return max(1, self.state_bytes // (4 * states * length * hidden))
+        """Rows whose states fit, whole batches if they can be: rows must not be cut differently for want of memory."""
+        rows, batch = self.state_bytes // (4 * states * length * hidden), self.batch_rows(length, hidden)
+        return rows - rows % batch if rows > batch else rows
 
     def batch_rows(self, length: int, hidden: int) -> int:
         """Rows in a layer batch."""
@@ -51,24 +53,34 @@ class Limits:
 
 
 class ScorePass:
-    """Scores a prefix tree on tokens (rows, T); `stats` counts what was done."""
+    """Scores a prefix tree on tokens (rows, T) and adds to `stats` what was done."""
 
     def __init__(
-        self, shell: ModelShell, store: WeightStore, inventory: Inventory, limits: Limits, workers: Workers
+        self,
+        shell: ModelShell,
+        store: WeightStore,
+        inventory: Inventory,
+        limits: Limits,
+        workers: Workers,
+        stats: ScoreStats,
     ) -> None:
         self.shell, self.store, self.inventory = shell, store, inventory
         self.limits, self.workers = limits, workers
         self.group_ids = layer_groups(inventory)
-        self.stats = ScoreStats()
+        self.stats = stats
 
     @torch.no_grad()
     def run(self, tree: PrefixTree, tokens: Tensor, progress: Progress | None) -> RowSums:
-        """Row sums of every distinct leaf. Raises: NonFiniteError if the reference's own logits hold NaN."""
+        """Row sums of every distinct leaf; one row of all states must fit.
+
+        Raises: NonFiniteError if the reference's own logits hold NaN.
+        """
         rows = self.limits.slab_rows(peak_states(tree.layers), tokens.shape[1], self.inventory.hidden_size)
         slabs = tokens.split(rows)
         leaves = tuple(dict.fromkeys(tree.leaves))
-        self.stats.slabs, self.stats.layer_forwards = len(slabs), tree.layer_forwards
-        self.stats.head_forwards = len({*leaves, (0, REFERENCE)})
+        self.stats.slabs += len(slabs)
+        self.stats.layer_forwards += tree.layer_forwards
+        self.stats.head_forwards += len({*leaves, (0, REFERENCE)})
         ticker = _Ticker(progress, tree.layer_forwards * len(slabs))
         kwargs = self.shell.layer_kwargs(tokens.shape[1])
         parts: list[RowSums] = []
@@ -101,13 +113,14 @@ class ScorePass:
             module.fill([fixed])
             bench.put(module)
         step = LayerStep(states, edges)
+        self.stats.state_bytes = max(self.stats.state_bytes, step.held_bytes)
 
         def work(batch: Batch) -> int:
             module = bench.get()
             try:
-                module.fill(weights[pair] for pair in self._pairs(layer, batch.choice))
+                module.fill(weights[pair] for pair in self._pairs(layer, batch.edge.choice))
                 self.shell.check_filled(module)
-                arguments = {**kwargs, **cache_keywords(batch.choice.cache)}
+                arguments = {**kwargs, **cache_keywords(batch.edge.choice.cache)}
                 return step.run(batch, lambda hidden: module(hidden, arguments))
             finally:
                 # Also after a failure: whoever waits for a module would wait for ever.

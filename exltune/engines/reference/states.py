@@ -1,9 +1,9 @@
-"""Hidden states of all prefixes, advanced through one layer in batches that join states with the same weights."""
+"""Hidden states of all prefixes, advanced through one layer in batches of rows."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +11,17 @@ from torch import Tensor
 
 from exltune.engines.reference.prefix_tree import Edge, LayerChoice
 
-#: A part of one edge's rows: (edge, first row, one past the last).
-Segment = tuple[Edge, int, int]
-
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that run through a layer together, all with the same weights."""
+    """Rows [start, stop) of one edge, which run through the layer together.
 
-    choice: LayerChoice
-    segments: tuple[Segment, ...]
+    Rows of different edges never do: what a mix scores must not depend on the mixes beside it, to the last bit.
+    """
+
+    edge: Edge
+    start: int
+    stop: int
 
 
 class LayerStep:
@@ -44,28 +45,26 @@ class LayerStep:
         for edge in self.edges:
             groups[edge.choice].append(edge)
         rows = len(self.parents[0])
-        return [Batch(choice, cut) for choice, edges in groups.items() for cut in cuts(edges, rows, batch_rows)]
+        starts = range(0, rows, batch_rows)
+        return [
+            Batch(edge, start, min(start + batch_rows, rows))
+            for edges in groups.values()
+            for edge in edges
+            for start in starts
+        ]
 
     def run(self, batch: Batch, layer: Callable[[Tensor], Tensor]) -> int:
         """Compute a batch; layer maps (n, T, hidden) to the same shape. Returns how many edges it finished."""
-        parts = [self.parents[edge.parent][start:stop] for edge, start, stop in batch.segments]
-        output = layer(parts[0] if len(parts) == 1 else torch.cat(parts))
-        at = finished = 0
-        for edge, start, stop in batch.segments:
-            child = self.children[edge.child]
-            child[start:stop] = output[at : at + stop - start]
-            at += stop - start
-            finished += stop == len(child)
-        return finished
+        rows = slice(batch.start, batch.stop)
+        child = self.children[batch.edge.child]
+        child[rows] = layer(self.parents[batch.edge.parent][rows])
+        return int(batch.stop == len(child))
 
-
-def cuts(edges: Sequence[Edge], rows: int, batch_rows: int) -> Iterator[tuple[Segment, ...]]:
-    """Cut the rows of all edges, laid end to end, into pieces of at most `batch_rows`."""
-    total = len(edges) * rows
-    for begin in range(0, total, batch_rows):
-        end = min(begin + batch_rows, total)
-        pieces = range(begin // rows, -(-end // rows))
-        yield tuple((edges[n], max(begin - n * rows, 0), min(end - n * rows, rows)) for n in pieces)
+    @property
+    def held_bytes(self) -> int:
+        """Memory of all states that are held while the layer runs."""
+        distinct = {state.data_ptr(): state.nbytes for state in (*self.parents.values(), *self.children.values())}
+        return sum(distinct.values())
 
 
 def peak_states(layers: Sequence[Sequence[Edge]]) -> int:

@@ -1,0 +1,46 @@
+"""What probes are known by in a store: the hashes of the weights that they swap in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+
+from exltune.engines.base import Engine
+from exltune.inventory import group_hashes, model_fingerprint
+from exltune.pipeline.base_quants import BaseQuant
+from exltune.pipeline.jobs import score_code_sha256
+from exltune.schema.inventory import Inventory
+from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Choice, Mix
+from exltune.schema.probe import ProbeContext, ProbedMix, Swap
+
+#: Libraries that compute a score.
+_LIBRARIES = ("torch", "transformers")
+
+
+def probe_context(engine: Engine) -> ProbeContext:
+    """The model and the code that scores it."""
+    versions = [f"{library} {version(library)}" for library in _LIBRARIES]
+    return ProbeContext(
+        model_sha256=model_fingerprint(engine.model_dir),
+        architecture=engine.inventory.architecture,
+        engine=", ".join([engine.name, *versions]),
+        code_sha256=score_code_sha256(),
+    )
+
+
+class MixContent:
+    """Tells what a mix of base quants is made of, by the content of every group's tensors."""
+
+    def __init__(self, inventory: Inventory, quants: Iterable[BaseQuant]) -> None:
+        groups = (*inventory.groups, inventory.head)
+        self._hashes: Mapping[Choice, Mapping[str, str]] = {
+            quant.choice: group_hashes(quant.path, groups) for quant in quants
+        }
+
+    def __call__(self, mix: Mix) -> ProbedMix:
+        """The mix by what tells it from the reference."""
+        swapped = {unit: choice for unit, choice in sorted(mix.choices.items()) if choice != REFERENCE}
+        return ProbedMix(name=mix.name, swaps={unit: self._swap(unit, choice) for unit, choice in swapped.items()})
+
+    def _swap(self, unit: str, choice: Choice) -> Swap:
+        return Swap(choice=choice, sha256=None if unit in (CACHE_K, CACHE_V) else self._hashes[choice][unit])
