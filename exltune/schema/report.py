@@ -1,0 +1,118 @@
+"""What `exltune report` shows of a measurement; whatever is not known is None."""
+
+from __future__ import annotations
+
+from exltune.schema.base import Record
+from exltune.schema.provenance import Provenance
+from exltune.schema.tokens import DataSettings
+
+
+class ReportProbe(Record):
+    """One swap. KL(reference‖mix) of the group at this width and all else at the base, nats/token.
+
+    ci95: interval of the mean over rows, None for a single row. relative_error: r of the codec at these bits on
+    Gaussian tiles, None for the cache. law_kld: what the fitted law gives for it. kld_per_mib: kld_nats over the MiB
+    that the swap saves against fp16 weights, None where nothing is saved or the base is not the reference.
+    """
+
+    choice: str
+    bits: float
+    size_bytes: int
+    kld_nats: float
+    ci95: tuple[float, float] | None
+    relative_error: float | None
+    law_kld: float | None
+    kld_per_mib: float | None
+
+    @property
+    def over_law(self) -> float | None:
+        """Measured KL over the law's; None where either is not positive."""
+        known = self.law_kld is not None and self.law_kld > 0 and self.kld_nats > 0
+        return self.kld_nats / self.law_kld if known and self.law_kld is not None else None
+
+
+class ReportGroup(Record):
+    """A group, or a part of a layer, with its probes ascending in bits.
+
+    row: its row of the heat map, the role or the part's name. scale, exponent: S in nats/token and p of the law
+    S * r^p of its swaps, with what the law gives for every measured width in law_klds; None for head and cache.
+    """
+
+    id: str
+    row: str
+    role: str
+    layer: int | None
+    numel: int
+    scale: float | None = None
+    exponent: float | None = None
+    law_klds: dict[float, float]
+    probes: tuple[ReportProbe, ...]
+
+
+class RoleLaw(Record):
+    """KL = S * r^p of one role's swaps: exponent p; scale: the median S of its groups in nats/token.
+
+    log_error: root mean square of log(measured KL / law) over its probes. mix_exponent: p of the law over whole mixes.
+    """
+
+    role: str
+    groups: int
+    exponent: float
+    scale: float
+    log_error: float
+    mix_exponent: float | None
+
+
+class WholeMix(Record):
+    """A mix that was scored whole beside what its parts say, KL(reference‖mix) in nats/token.
+
+    source: "uniform" for a base quant, "search" for a standing of the recipe's search. sum_of_parts: of the swaps of
+    its parts. by_gamma: (sum of part^(1/gamma))^gamma of the swaps; by_law: the same of what the law over whole mixes
+    gives for the parts. parts_by_law: parts without a probe, taken from the law of the swaps.
+    """
+
+    name: str
+    source: str
+    measured_kld: float
+    measured_kld_se: float | None
+    sum_of_parts: float
+    by_gamma: float | None
+    by_law: float | None
+    parts_by_law: int
+
+
+class Report(Record):
+    """All that the page shows.
+
+    widths: choices of the groups, ascending in bits. gamma: exponent from error energy to KL, None where it is unknown.
+    wider: the head and the halves of the cache. notes: what could not be said, and why.
+    """
+
+    measurement: str
+    architecture: str
+    level: int
+    base: str
+    base_bpw: float
+    codebook: str
+    head_choice: str
+    head_bits: float
+    quants: dict[str, str]
+    quant_sha256: dict[str, str]
+    data: DataSettings
+    provenance: Provenance
+    widths: tuple[str, ...]
+    groups: tuple[ReportGroup, ...]
+    wider: tuple[ReportGroup, ...]
+    laws: tuple[RoleLaw, ...]
+    gamma: float | None
+    mixes: tuple[WholeMix, ...]
+    notes: tuple[str, ...]
+
+
+class ReportResult(Record):
+    """What `exltune report --json` prints: files written, and their content."""
+
+    report: str
+    report_bytes: int
+    pictures: tuple[str, ...]
+    content: Report
