@@ -19,6 +19,8 @@ from exltune.cli.gate import gate, tasks
 from exltune.cli.optimize import Passes, Time, optimize, search_settings
 from exltune.cli.plan import plan
 from exltune.cli.push import push
+from exltune.cli.report import report
+from exltune.cli.trace import trace
 from exltune.cli.trade import trade
 
 if TYPE_CHECKING:
@@ -69,8 +71,10 @@ app.command()(plan)
 app.command()(explain)
 app.command()(card)
 app.command()(push)
+app.command()(report)
 app.command()(optimize)
 app.command()(trade)
+app.command()(trace)
 app.command()(gate)
 app.command()(tasks)
 app.command()(compare)

@@ -45,7 +45,7 @@ def check_row(row: object, where: str) -> bool:
     if not isinstance(row, dict):
         raise DataError("it is no object", where=where, fix='Write {"messages": [...]} or {"text": "..."}')
     if row.get(MESSAGES) is not None:
-        _check_messages(row[MESSAGES], where)
+        check_messages(row[MESSAGES], where)
         _check_extras(row, where)
         return True
     text = row.get(TEXT)
@@ -73,7 +73,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _check_messages(messages: object, where: str) -> None:
+def check_messages(messages: object, where: str) -> None:
+    """Check that messages are a chat. Raises: DataError naming the row and the message."""
     if not isinstance(messages, list) or not messages:
         raise DataError("its messages are no list, or an empty one", where=where, fix="List role and content of each")
     for number, message in enumerate(messages, 1):

@@ -37,6 +37,14 @@ class ModelTokenizer:
         return ChatTemplate(self.model_dir)
 
     @cached_property
+    def has_chat(self) -> bool:
+        """Whether the model has a chat template."""
+        try:
+            return self.chat is not None
+        except DataError:
+            return False
+
+    @cached_property
     def _vocabulary(self) -> dict[str, int]:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return vocabulary
