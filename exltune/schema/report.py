@@ -12,7 +12,8 @@ class ReportProbe(Record):
 
     ci95: interval of the mean over rows, None for a single row. relative_error: r of the codec at these bits on
     Gaussian tiles, None for the cache. law_kld: what the fitted law gives for it. kld_per_mib: kld_nats over the MiB
-    that the swap saves against fp16 weights, None where nothing is saved or the base is not the reference.
+    that the swap saves against fp16 weights, None where nothing is saved or the base is not the reference. estimated:
+    not scored, but from the law of the measurement.
     """
 
     choice: str
@@ -23,6 +24,7 @@ class ReportProbe(Record):
     relative_error: float | None
     law_kld: float | None
     kld_per_mib: float | None
+    estimated: bool = False
 
     @property
     def over_law(self) -> float | None:

@@ -21,6 +21,7 @@ from exltune.pipeline.report.scales import (
     readable,
     roles_of,
     rows_of,
+    shown_kld,
     ticks,
 )
 from exltune.schema.report import Report, ReportGroup, ReportProbe
@@ -77,7 +78,7 @@ class Hovers:
 
 
 def _hover(group: ReportGroup, probe: ReportProbe) -> str:
-    lines = [f"{escape(group.id, quote=False)} at {probe.bits:g} bits", f"KL {readable(probe.kld_nats)} nats/token"]
+    lines = [f"{escape(group.id, quote=False)} at {probe.bits:g} bits", f"KL {shown_kld(probe)} nats/token"]
     if probe.ci95 is not None:
         lines.append(f"95 %: {readable(probe.ci95[0])} to {readable(probe.ci95[1])}")
     if probe.law_kld is not None:
@@ -116,7 +117,11 @@ def intervals(report: Report, hovers: Hovers) -> Chart:
         for role in roles:
             some = [(rank, group, probe) for rank, (group, probe) in ranked if group.role == role]
             trace = _points(some, role, low, hovers)
-            trace.update(marker=mark(roles.index(role)), meta={"choice": choice}, visible=choice == report.widths[0])
+            trace.update(
+                marker=mark(roles.index(role), [p for _, _, p in some]),
+                meta={"choice": choice},
+                visible=choice == report.widths[0],
+            )
             figure.add_trace(trace)
         names = [escape(group.id, quote=False) for _, (group, _) in ranked]
         patches[choice] = {"xaxis.tickvals": [rank for rank, _ in ranked], "xaxis.ticktext": names}
@@ -170,9 +175,15 @@ def short(number: float) -> float:
     return float(f"{number:.5g}")
 
 
-def mark(number: int) -> dict[str, Any]:
-    """Colour and symbol of a role by its place."""
-    return {"color": COLOURS[number % len(COLOURS)], "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7}
+def mark(number: int, probes: Sequence[ReportProbe] = ()) -> dict[str, Any]:
+    """Colour and symbol of a role by its place; hollow where a probe is estimated."""
+    symbol = SYMBOLS[number % len(SYMBOLS)]
+    symbols = [f"{symbol}-open" if probe.estimated else symbol for probe in probes]
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "symbol": symbols if len(set(symbols)) > 1 else (symbols or [symbol])[0],
+        "size": 7,
+    }
 
 
 def _cells(report: Report, choice: str, hovers: Hovers) -> Any:
@@ -185,7 +196,7 @@ def _cells(report: Report, choice: str, hovers: Hovers) -> Any:
         z=[[None if cell is None else round(log10(max(cell[1].kld_nats, edge)), 4) for cell in line] for line in cells],
         x=list(columns.values()),
         y=[escape(row, quote=False) for row in rows],
-        text=[["" if cell is None else readable(cell[1].kld_nats) for cell in line] for line in cells],
+        text=[["" if cell is None else shown_kld(cell[1]) for cell in line] for line in cells],
         texttemplate="%{text}" if few else None,
         customdata=[[None if cell is None else hovers.number(*cell) for cell in line] for line in cells],
         hovertemplate=HOVER,

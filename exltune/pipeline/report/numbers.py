@@ -137,14 +137,17 @@ def _probe(probe: Probe, unit: MeasuredGroup, base: str, law: Mapping[float, flo
         relative_error=None if cache else float(np.sqrt(nmse(probe.bits))),
         law_kld=law.get(probe.bits),
         kld_per_mib=probe.kld_nats / saved * _MIB if base == REFERENCE and saved > 0 else None,
+        estimated=probe.estimated,
     )
 
 
 def interval(probe: Probe) -> tuple[float, float] | None:
-    """95 % interval of a probe's mean KL: Student's t over its rows, normal where they are not recorded.
+    """95 % interval of a probe's KL: the recorded one, else Student's t over its rows, else normal.
 
     KL is never negative, and so the interval is not; None where no standard error is known.
     """
+    if probe.kld_ci95_nats is not None:
+        return probe.kld_ci95_nats
     if not np.isfinite(probe.kld_se_nats):
         return None
     tail = 0.5 + _CONFIDENCE / 2
@@ -187,6 +190,11 @@ def _remarks(measurement: Measurement) -> list[str]:
     floor = sum(probe.kld_nats <= 0 for group in (*detail.groups, *detail.wider) for probe in group.probes)
     if floor:
         remarks.append(f"{floor} swaps have a KL of zero or below; on log scales they lie at the lower edge")
+    guessed = sum(probe.estimated for group in (*detail.groups, *detail.wider) for probe in group.probes)
+    if guessed:
+        remarks.append(
+            f"{guessed} swaps were not scored but estimated: hollow in the plots, with a ~ in maps and tables"
+        )
     if not detail.wider:
         remarks.append("Head and cache were not swapped in this measurement")
     return remarks

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from exltune.budget import format_size
 from exltune.pipeline.report.figures import Chart, Hovers, heat_map, intervals
 from exltune.pipeline.report.law_figures import additivity, error_law, law_misfit, wider
-from exltune.pipeline.report.scales import by_kld, columns_of, readable
+from exltune.pipeline.report.scales import by_kld, columns_of, readable, shown_kld
 from exltune.schema.report import Report, ReportGroup, ReportProbe
 
 _TEMPLATE = "report.html.j2"
@@ -42,7 +42,7 @@ def report_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"kld": readable, "size": lambda size: format_size(size, "GiB")}
+    environment.filters |= {"kld": readable, "shown": shown_kld, "size": lambda size: format_size(size, "GiB")}
     hovers = Hovers(report)
     charts = _charts(report, hovers)
     return environment.get_template(_TEMPLATE).render(

@@ -72,16 +72,17 @@ def _intervals(report: Report) -> bytes:
     axes, choice, edge = figure.add_subplot(), report.widths[0], least_kld(report.groups)
     ranked = list(enumerate(by_kld(report, choice), 1))
     for number, role in enumerate(roles_of(report.groups)):
-        some = [(rank, probe) for rank, (group, probe) in ranked if group.role == role]
-        halves = [(probe.kld_nats, probe.ci95 or (probe.kld_nats, probe.kld_nats)) for _, probe in some]
-        axes.errorbar(
-            [rank for rank, _ in some],
-            [max(probe.kld_nats, edge) for _, probe in some],
-            yerr=[[max(kld - low, 0.0) for kld, (low, _) in halves], [high - kld for kld, (_, high) in halves]],
-            **_style(number),
-            elinewidth=0.7,
-            label=role,
-        )
+        for hollow in (False, True):
+            some = [(rank, p) for rank, (g, p) in ranked if g.role == role and p.estimated == hollow]
+            halves = [(probe.kld_nats, probe.ci95 or (probe.kld_nats, probe.kld_nats)) for _, probe in some]
+            axes.errorbar(
+                [rank for rank, _ in some],
+                [max(probe.kld_nats, edge) for _, probe in some],
+                yerr=[[max(k - low, 0.0) for k, (low, _) in halves], [max(high - k, 0.0) for k, (_, high) in halves]],
+                **_style(number, hollow=hollow),
+                elinewidth=0.7,
+                label=None if hollow else role,
+            )
     axes.set_yscale("log")
     axes.set_xlabel("groups, the largest KL first")
     _finish(axes, f"At {ranked[0][1][1].bits:g} bits, with 95 % intervals", KLD)
@@ -94,16 +95,17 @@ def _error_law(report: Report) -> bytes:
     errors = {p.relative_error: p.bits for g in report.groups for p in g.probes if p.relative_error is not None}
     laws = {law.role: law for law in report.laws}
     for number, role in enumerate(roles_of(report.groups)):
-        some = [probe for group in report.groups if group.role == role for probe in group.probes]
         law, style = laws.get(role), _style(number)
         label = role if law is None else f"{role}, p = {law.exponent:.2f}"
-        axes.plot(
-            [p.relative_error or 0.0 for p in some],
-            [max(p.kld_nats, edge) for p in some],
-            **style,
-            label=label,
-            alpha=0.6,
-        )
+        for hollow in (False, True):
+            probes = [p for g in report.groups if g.role == role for p in g.probes if p.estimated == hollow]
+            axes.plot(
+                [probe.relative_error or 0.0 for probe in probes],
+                [max(probe.kld_nats, edge) for probe in probes],
+                **_style(number, hollow=hollow),
+                label=None if hollow else label,
+                alpha=0.6,
+            )
         if law is not None:
             curve = law_curve(group for group in report.groups if group.role == role)
             axes.plot(list(curve), list(curve.values()), color=style["color"], linewidth=1)
@@ -171,12 +173,13 @@ def _figure(size: tuple[float, float]) -> Figure:
     return Figure(figsize=size, dpi=_DPI, layout="constrained")
 
 
-def _style(number: int) -> dict[str, Any]:
+def _style(number: int, *, hollow: bool = False) -> dict[str, Any]:
     return {
         "linestyle": "none",
         "marker": _MARKS[number % len(_MARKS)],
         "markersize": 4,
         "color": COLOURS[number % len(COLOURS)],
+        "markerfacecolor": "none" if hollow else COLOURS[number % len(COLOURS)],
     }
 
 

@@ -78,6 +78,11 @@ def readable(kld: float) -> str:
     return f"{kld:.3g}"
 
 
+def shown_kld(probe: ReportProbe) -> str:
+    """A probe's KL; with a ~ where it is estimated."""
+    return f"~{readable(probe.kld_nats)}" if probe.estimated else readable(probe.kld_nats)
+
+
 def ticks(low: float, high: float, steps: Sequence[int] = (1, 2, 5)) -> list[float]:
     """1, 2 and 5 times powers of ten around two positive numbers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
