@@ -17,7 +17,7 @@ from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score
 
 #: Fewer rows than these say little about rows.
-LEAST_ROWS = 16
+LEAST_ROWS = 8
 
 #: Bits above the lowest quant at which swaps tell the smooth part of KL from that of the routers, and the bits at which
 #: the cache is probed: near what people take.

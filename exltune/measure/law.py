@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve, cholesky
+from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 
 from exltune.measure.noise import row_covariance
 
@@ -86,7 +86,7 @@ class SwapLaw:
         """log KL of all options of a unit, probed or not."""
         cells = [(unit, option) for option in range(len(self.units[unit].log_error))]
         log_kld, slopes = self._model(self._parameters, cells)
-        half = np.linalg.solve(self._root, slopes.T)  # (parameters, options)
+        half = solve_triangular(self._root, slopes.T, lower=True)  # (parameters, options)
         probed = set(self._cells)
         beyond = [0.0 if cell in probed else _CELL_SPREAD**2 for cell in cells]
         return Estimate(log_kld, half.T @ half + np.diag(beyond))

@@ -103,7 +103,7 @@ def test_a_budget_that_pays_for_no_rows_says_what_would_do() -> None:
         few_swaps(0.5)
     least = float(str(error.value).split("--budget ")[1].split()[0])
     (rows,) = {batch.rows for batch in few_swaps(least).batches}
-    assert rows.stop == 16
+    assert rows.stop == 8
 
 
 def test_passes_count_shared_states_once() -> None:
