@@ -10,7 +10,19 @@ from laws import CONFIG
 
 from exltune.errors import UsageError
 from exltune.inventory import inventory_from_config
-from exltune.measure import Batch, ExhaustivePlan, FewSwapsPlan, QuantHead, passes, swap_units
+from exltune.measure import (
+    DEFAULT_SHARE,
+    Batch,
+    Budget,
+    ExhaustivePlan,
+    FewSwapsPlan,
+    ProbePlan,
+    QuantHead,
+    parse_budget,
+    passes,
+    plan_for,
+    swap_units,
+)
 from exltune.schema.inventory import Role
 from exltune.schema.score import Score
 
@@ -124,3 +136,28 @@ def test_a_swap_is_seen_by_the_routers_behind_it() -> None:
     assert {key: routers[key] for key in expected} == expected
     coarse = {unit.id: unit.routers for unit in swap_units(INVENTORY, 0, QUANTS, HEAD.distinct)}
     assert (coarse["0"], coarse["1"], coarse["2"]) == (2, 2, 1)
+
+
+def test_budgets_are_passes_hours_or_all() -> None:
+    assert parse_budget(None) == Budget()
+    assert parse_budget("60") == Budget(passes=60.0)
+    assert parse_budget("1.5h") == Budget(hours=1.5)
+    assert parse_budget("all") == Budget(everything=True)
+    for text in ("", "h", "0", "0h", "-3", "2d", "1e3", "nan"):
+        with pytest.raises(UsageError, match="no budget"):
+            parse_budget(text)
+
+
+def test_a_budget_picks_the_plan() -> None:
+    exhaustive = ExhaustivePlan.of(INVENTORY, 3, list(QUANTS), HEAD, MANY)
+    everything = passes(INVENTORY, exhaustive.batches, MANY)
+
+    def plan(budget: Budget, seconds: float = 0.0) -> ProbePlan:
+        return plan_for(INVENTORY, 3, QUANTS, HEAD, MANY, budget, lambda: seconds)
+
+    assert plan(Budget(everything=True)) == plan(Budget(passes=2 * everything)) == exhaustive
+    assert plan(Budget()) == few_swaps(DEFAULT_SHARE * everything)
+    assert plan(Budget(passes=9.0)) == plan(Budget(hours=1.0), 400.0) == few_swaps(9.0)
+    assert plan(Budget(hours=1.0), 3600 / (2 * everything)) == exhaustive
+    few_rows = plan_for(INVENTORY, 3, QUANTS, HEAD, 8, Budget(), lambda: 0.0)
+    assert {batch.rows for batch in few_rows.next({})} == {range(8)}
