@@ -6,6 +6,7 @@ from exltune.measure.exhaustive import ExhaustivePlan
 from exltune.measure.few_swaps import FewSwapsPlan
 from exltune.measure.plan import Batch, ProbePlan
 from exltune.measure.probes import probe_batches, probe_name, swap_units, uniform_mixes, wider_probes
+from exltune.measure.salience import tensor_salience
 from exltune.measure.summary import QuantHead, QuantSizes, summarize
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "probe_name",
     "summarize",
     "swap_units",
+    "tensor_salience",
     "uniform_mixes",
     "wider_probes",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 from exltune.exl3.distortion import nmse
 from exltune.measure.law import Cell, Estimate, LawUnit, SwapLaw
@@ -15,8 +16,7 @@ from exltune.metrics import mean_and_se, row_means
 from exltune.schema.mix import Choice
 from exltune.schema.score import Score
 
-#: Two-sided 95 % of a normal.
-_Z = 1.959964
+_CONFIDENCE = 0.95
 #: What the codec adds to log r beyond its law on Gaussian tiles, by bits: seen alike on three small models, where KL at
 #: 2 bits is a tenth above what the other widths say.
 _BEYOND_LAW = {2.0: 0.04, 2.5: 0.015}
@@ -60,6 +60,8 @@ class EstimatedSwaps:
         self._place = {unit.id: number for number, unit in enumerate(units)}
         cells = self._cells(units)
         self.law, self.scored = SwapLaw(_law_units(units), cells), len(cells)
+        #: Standard errors in a 95 % interval; the rows' variance is known from no more than these rows.
+        self._wide = float(stdtrit(max(len(rows) for rows in cells.values()) - 1, 0.5 + _CONFIDENCE / 2))
         self._estimates: dict[str, Estimate] = {unit.id: self.law.estimate(self._place[unit.id]) for unit in units}
 
     def kld(self, unit: SwapUnit, choice: Choice) -> Kld:
@@ -68,7 +70,7 @@ class EstimatedSwaps:
         log_kld, spread = float(estimate.log_kld[place]), float(estimate.spread[place])
         score = self._scores.get(probe_name(unit.id, choice))
         mean = float(np.exp(log_kld))
-        interval = (float(np.exp(log_kld - _Z * spread)), float(np.exp(log_kld + _Z * spread)))
+        interval = (float(np.exp(log_kld - self._wide * spread)), float(np.exp(log_kld + self._wide * spread)))
         return Kld(mean, mean * spread, () if score is None else _rows(score), interval)
 
     def dkld_ci95(self, unit: SwapUnit, low: Choice, high: Choice) -> Interval | None:
@@ -76,7 +78,7 @@ class EstimatedSwaps:
         estimate, places = self._estimates[unit.id], [unit.choices.index(choice) for choice in (low, high)]
         klds = np.exp(estimate.log_kld[places])
         slopes = klds * (-1, 1)
-        half = _Z * float(np.sqrt(slopes @ estimate.covariance[np.ix_(places, places)] @ slopes))
+        half = self._wide * float(np.sqrt(slopes @ estimate.covariance[np.ix_(places, places)] @ slopes))
         difference = float(klds[1] - klds[0])
         return difference - half, difference + half
 

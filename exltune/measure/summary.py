@@ -24,6 +24,7 @@ from exltune.schema.measurement import (
     Probe,
     QuantRef,
     SwapLawFit,
+    TensorSalience,
 )
 from exltune.schema.mix import REFERENCE, Choice
 from exltune.schema.provenance import Provenance
@@ -71,8 +72,9 @@ def summarize(
     scores: Mapping[str, Score],
     data: DataSettings,
     provenance: Provenance,
+    tensors: tuple[TensorSalience, ...] = (),
 ) -> Measurement:
-    """The measurement from the scores of a plan's mixes, by mix name; quants ascend in bits.
+    """The measurement from the scores of a plan's mixes, by mix name; quants ascend in bits; tensors: at level 4.
 
     Where a swap is missing, or has fewer rows than others, all follow from the law of swaps and are marked estimated.
     """
@@ -80,7 +82,7 @@ def summarize(
     swaps = known_swaps(units, scores)
     parts = groups_at_level(inventory, level)
     groups = tuple(_measured(part, unit, quants, swaps) for part, unit in zip(parts, units, strict=False))
-    tensors = {group.id: group.tensors for group in inventory.groups}
+    keys = {group.id: group.tensors for group in inventory.groups}
     lowest = scores[f"uniform@{quants[0].choice}"]
     return Measurement(
         base=QuantRef(dir=str(quants[0].path), bpw=quants[0].bpw),
@@ -88,7 +90,7 @@ def summarize(
         groups=tuple(
             LegacyGroup(
                 idx=index,
-                layers=tuple(key for member in group.members for key in tensors[member]),
+                layers=tuple(key for member in group.members for key in keys[member]),
                 candidates=_legacy_candidates(group, unit, swaps),
             )
             for index, (group, unit) in enumerate(zip(groups, units, strict=False))
@@ -109,6 +111,7 @@ def summarize(
             wider=_wider(inventory, head, units[len(parts) :], swaps),
             mixes=tuple(_method_row(quant, scores.get(f"uniform@{quant.choice}")) for quant in quants),
             law=_law(swaps),
+            tensors=tensors,
             provenance=provenance,
         ),
     )

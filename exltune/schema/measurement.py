@@ -58,6 +58,22 @@ class Probe(Record):
     kld_ci95_nats: tuple[float, float] | None = None
 
 
+class TensorSalience(Record):
+    """A linear within its group (level l4), on the reference model's own inputs; no swap, and no KL.
+
+    rfn: ‖W_q - W‖ / ‖W‖ in the lowest base quant. input_rms: root mean square of its inputs, over all tokens. tokens:
+    those that the model's routing sends to a routed expert, None for others. salience: rfn * input_rms, for an expert
+    also times the root of its share of the tokens; to be compared within one role.
+    """
+
+    key: str
+    group: str
+    rfn: float
+    input_rms: float
+    tokens: int | None
+    salience: float
+
+
 class SwapLawFit(Record):
     """The law behind estimated probes: KL = s² + b * s with b = router_b * n**router_kappa, n routers that see a swap.
 
@@ -87,6 +103,7 @@ class MeasurementDetail(Record):
     heads: bits of the head in every base quant, by choice.
     wider: the head and the halves of the KV cache, swapped alone as groups are (size_bytes of the cache: 0, it depends
     on the context). mixes: uniform base quants that were scored whole. law: what estimated probes come from, if any do.
+    level: 4 is swapped as 3 is, with `tensors` beside.
     """
 
     schema_version: int = 1
@@ -103,6 +120,7 @@ class MeasurementDetail(Record):
     heads: dict[str, float] = Field(default_factory=dict)
     mixes: tuple[MethodRow, ...] = ()
     law: SwapLawFit | None = None
+    tensors: tuple[TensorSalience, ...] = ()
     provenance: Provenance
 
 
