@@ -18,10 +18,14 @@ ExltuneError
 ├── DeployError            16   a server refuses, fails, is gone, or serves something else than was planned
 ├── GateRefusedError       17   two quants that cannot be compared: other bytes, other tokens, incomplete runs
 ├── GateLostError          18   the candidate is worse than the baseline
-└── HubError               19   the Hugging Face Hub refuses, fails or cannot be reached
+├── HubError               19   the Hugging Face Hub refuses, fails or cannot be reached
+├── EngineError            21   an engine cannot run here, or what it runs on fails
+└── WorkerLostError        20   workers of a cluster are lost again and again, or never come
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class ExltuneError(Exception):
@@ -35,6 +39,14 @@ class ExltuneError(Exception):
         if fix is not None:
             parts.append(fix)
         super().__init__(". ".join(part.rstrip(".") for part in parts) + ".")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As it was made, so that it comes whole out of another process."""
+        return _remade, (type(self), dict(vars(self)))
+
+
+def _remade(kind: type[ExltuneError], fields: dict[str, Any]) -> ExltuneError:
+    return kind(fields.pop("what"), **fields)
 
 
 class UsageError(ExltuneError):
@@ -149,3 +161,15 @@ class HubError(ExltuneError):
     """The Hugging Face Hub refuses a token, a right or more bytes, fails, or cannot be reached."""
 
     exit_code = 19
+
+
+class EngineError(ExltuneError):
+    """An engine cannot run here (no GPU, no extension, a wrong version), or what it runs on fails or is too small."""
+
+    exit_code = 21
+
+
+class WorkerLostError(ExltuneError):
+    """Workers of a cluster are lost again and again over the same work, or there is no room for any."""
+
+    exit_code = 20

@@ -16,6 +16,7 @@ from exltune.cli.data import data as data_commands
 from exltune.cli.deploy import deploy
 from exltune.cli.explain import explain
 from exltune.cli.gate import gate, tasks
+from exltune.cli.measure import measure
 from exltune.cli.optimize import Passes, Time, optimize, search_settings
 from exltune.cli.plan import plan
 from exltune.cli.push import push
@@ -72,6 +73,7 @@ app.command()(explain)
 app.command()(card)
 app.command()(push)
 app.command()(report)
+app.command()(measure)
 app.command()(optimize)
 app.command()(trade)
 app.command()(trace)
@@ -112,36 +114,6 @@ def quantize(
         else:
             for path in paths:
                 typer.echo(path)
-
-
-@app.command()
-def measure(
-    model: options.Model,
-    quants: options.Quants,
-    out: options.Out,
-    level: options.Level = "l3",
-    data: options.Data = None,
-    weights: options.Weights = None,
-    samples: options.Samples = None,
-    sample_tokens: options.SampleTokens = None,
-    rows: options.Rows = _ROWS,
-    row_length: options.RowLength = _ROW_LENGTH,
-    seed: options.Seed = 0,
-    engine: options.EngineName = "auto",
-    force: options.Force = False,
-    json: options.Json = False,
-) -> None:
-    """Measure what each group's bits do to the model's output (KL divergence). Resumes after a kill."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.measure import measure as run
-
-        number = options.parse_level(level)
-        texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
-        found = run(model, quants, out, texts, level=number, engine=engine, force=force, reporter=RichReporter())
-        if json:
-            print_json({"measurement": str(out), "groups": len(found.groups), "base_kld": found.base_kld})
-        else:
-            typer.echo(out)
 
 
 @app.command()

@@ -33,13 +33,19 @@ MIN_EXPERT_TOKENS = 64
 _ENGINES: Mapping[str, str] = {"reference": "exltune.engines.reference.engine:ReferenceEngine"}
 
 
+#: Engines that need no GPU.
+_ON_CPU = ("reference",)
+
+
 @dataclass
 class ScoreStats:
     """What one score call did; seconds are wall time.
 
     layer_forwards: layer passes over the whole token set, one for each distinct prefix of each layer.
     head_forwards: head passes over the whole token set. mixes: mixes asked for, duplicates included.
-    state_bytes: the most hidden states that were held at one time.
+    state_bytes: the most hidden states that were held at one time; spilled_bytes: those of them in files.
+    vram_bytes: the most memory taken of one device, 0 on CPUs. ram_bytes: the most that the process ever had, 0 if
+    nobody looked. shrunk: times that a device had too little memory, and took fewer rows from then on.
     """
 
     mixes: int = 0
@@ -49,6 +55,10 @@ class ScoreStats:
     tokens: int = 0
     slabs: int = 0
     state_bytes: int = 0
+    spilled_bytes: int = 0
+    vram_bytes: int = 0
+    ram_bytes: int = 0
+    shrunk: int = 0
     load_seconds: float = 0.0
     forward_seconds: float = 0.0
     head_seconds: float = 0.0
@@ -119,6 +129,11 @@ class Engine(Protocol):
 def engine_names() -> tuple[str, ...]:
     """Names that open_engine takes."""
     return (AUTO, *_ENGINES)
+
+
+def runs_on_cpu(name: str) -> bool:
+    """Whether an opened engine of this name needs no GPU."""
+    return name in _ON_CPU
 
 
 def open_engine(

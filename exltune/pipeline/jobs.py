@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -29,23 +29,27 @@ def job_hash(*parts: object) -> str:
 @cache
 def code_sha256() -> str:
     """sha256 over the sources that decide results: after an update, old work is not taken for new."""
-    packages = {path.relative_to(_PACKAGE).parts[0] for path in _PACKAGE.rglob("*.py")}
-    return _sources_sha256(packages - set(_IDLE))
+    return _sources_sha256(lambda parts: parts[0] not in _IDLE)
 
 
 @cache
-def score_code_sha256() -> str:
-    """sha256 over the sources that decide what a mix scores on given tokens."""
-    return _sources_sha256(_SCORING)
+def score_code_sha256(engine: str) -> str:
+    """sha256 over the sources that decide what a mix scores on given tokens; an engine's own are in its package."""
+
+    def decides(parts: tuple[str, ...]) -> bool:
+        others = parts[0] == "engines" and len(parts) > 2 and parts[1] != engine
+        return parts[0] in _SCORING and not others
+
+    return _sources_sha256(decides)
 
 
-def _sources_sha256(packages: Collection[str]) -> str:
+def _sources_sha256(decides: Callable[[tuple[str, ...]], bool]) -> str:
     digest = hashlib.sha256()
     for file in sorted(_PACKAGE.rglob("*.py")):
-        if file.relative_to(_PACKAGE).parts[0] not in packages:
-            continue
-        digest.update(str(file.relative_to(_PACKAGE)).encode())
-        digest.update(file.read_bytes())
+        name = file.relative_to(_PACKAGE)
+        if decides(name.parts):
+            digest.update(str(name).encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

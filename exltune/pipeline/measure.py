@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from exltune.engines.base import AUTO, open_engine
+from exltune.engines.base import AUTO, Engine, open_engine
 from exltune.measure import ExhaustivePlan, QuantHead, summarize
 from exltune.pipeline.base_quants import find_base_quants, head_source, paths_of, quant_sizes
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import provenance
 from exltune.pipeline.probe_content import MixContent, probe_context
-from exltune.pipeline.probe_runs import EngineScorer, ProbeCounts, ProbeRun
+from exltune.pipeline.probe_runs import EngineScorer, ProbeCounts, ProbeRun, Scorer
+from exltune.pipeline.ray_scorer import RayScorer, RaySettings
+from exltune.pipeline.ray_worker import WorkerJob
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.schema.measurement import Measurement
 from exltune.schema.tokens import DataSettings, Split
@@ -33,15 +36,17 @@ def measure(
     engine: str = AUTO,
     store: str | None = None,
     max_ram: int | None = None,
+    ray: RaySettings | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
     counts: ProbeCounts | None = None,
 ) -> Measurement:
     """Score every part of the model at every base quant's bits on the search set and write the measurement.
 
-    store: file or URL of the probe store. max_ram: bytes of hidden states held at one time. counts: is told what was
-    scored and what was there. Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, UsageError for a
-    store that is none or a max_ram that holds nothing, StorageError, and what the engine raises.
+    store: file or URL of the probe store. max_ram: bytes of hidden states held at one time. ray: the cluster to score
+    on, this process if None. counts: is told what was scored and what was there.
+    Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, UsageError for a store that is none or a
+    max_ram that holds nothing, StorageError, WorkerLostError, and what the engine raises.
     """
     reporter, counts = reporter or Silent(), counts or ProbeCounts()
     refuse_existing_file(out, force=force)
@@ -55,15 +60,23 @@ def measure(
     sizes = quant_sizes(opened.inventory, quants, head.bits)
     source = provenance(model, opened.name, tokens, data)
     plan = ExhaustivePlan.of(opened.inventory, level, [quant.choice for quant in quants], head, tokens.info.rows)
-    with locked(out):
-        probes = ProbeStore(database, probe_context(opened))
-        content = MixContent(opened.inventory, quants)
-        run = ProbeRun(probes, EngineScorer(opened, counts), ids(tokens), content, counts)
+    probes, content = ProbeStore(database, probe_context(opened)), MixContent(opened.inventory, quants)
+    job = WorkerJob(engine, model.resolve(), {quant.choice: quant.path.resolve() for quant in quants}, max_ram)
+    with locked(out), _scorer(opened, job, ray, counts, reporter) as scorer:
+        run = ProbeRun(probes, scorer, ids(tokens), content, counts)
         with reporter.stage("Measuring") as progress:
             scores = run.run(plan, progress, lambda done, total: reporter.remark(_taken_up(done, total)))
         measurement = summarize(opened.inventory, level, sizes, head, scores, data, source)
         write_record(out, measurement)
     return measurement
+
+
+def _scorer(
+    engine: Engine, job: WorkerJob, ray: RaySettings | None, counts: ProbeCounts, reporter: Reporter
+) -> AbstractContextManager[Scorer]:
+    if ray is None:
+        return nullcontext(EngineScorer(engine, counts))
+    return RayScorer(ray, job, engine, counts, reporter)
 
 
 def _taken_up(done: int, total: int) -> str:

@@ -19,13 +19,18 @@ _LIBRARIES = ("torch", "transformers")
 
 def probe_context(engine: Engine) -> ProbeContext:
     """The model and the code that scores it."""
-    versions = [f"{library} {version(library)}" for library in _LIBRARIES]
     return ProbeContext(
         model_sha256=model_fingerprint(engine.model_dir),
         architecture=engine.inventory.architecture,
-        engine=", ".join([engine.name, *versions]),
-        code_sha256=score_code_sha256(),
+        engine=engine.name,
+        code=scoring_code(engine.name),
     )
+
+
+def scoring_code(engine: str) -> str:
+    """What an engine computes with here: versions of the libraries and sha256 of exltune's own sources."""
+    versions = [f"{library} {version(library)}" for library in _LIBRARIES]
+    return ", ".join([*versions, f"exltune {score_code_sha256(engine)}"])
 
 
 class MixContent:

@@ -8,13 +8,13 @@ from exltune.schema.base import Record
 class ProbeContext(Record):
     """What all probes of a measurement share: the model and the code that scores it.
 
-    engine: its name and the versions of the libraries that it computes with. code_sha256: of exltune's own sources.
+    code: versions of the libraries that the engine computes with, and sha256 of exltune's own sources.
     """
 
     model_sha256: str
     architecture: str
     engine: str
-    code_sha256: str
+    code: str
 
 
 class Swap(Record):

@@ -1,0 +1,102 @@
+"""`exltune measure`: the command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exltune.cli import options
+from exltune.cli.console import RichReporter, errors_in_one_line, print_json
+from exltune.errors import UsageError
+
+if TYPE_CHECKING:
+    from exltune.pipeline.ray_scorer import RaySettings
+
+_MAX_RAM, _RAY, _RAY_CPUS = "--max-ram", "--ray", "--ray-cpus"
+
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="FILE|URL",
+        help="Where finished probes are kept: an SQLite file, or postgresql://user@host/database.",
+        show_default="probes.db beside --out",
+    ),
+]
+MaxRam = Annotated[
+    str | None,
+    typer.Option(_MAX_RAM, help="Hidden states held at one time, as 8GiB; of each worker.", show_default="2GiB"),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        _RAY,
+        metavar="auto|ADDRESS",
+        help="Measure on a Ray cluster: auto takes the one that runs here, or starts one on this machine.",
+        show_default=False,
+    ),
+]
+RayCpus = Annotated[
+    int | None,
+    typer.Option(_RAY_CPUS, min=1, help="Cores of a worker where the engine runs on the CPU.", show_default="1"),
+]
+
+
+def measure(
+    model: options.Model,
+    quants: options.Quants,
+    out: options.Out,
+    level: options.Level = "l3",
+    data: options.Data = None,
+    weights: options.Weights = None,
+    samples: options.Samples = None,
+    sample_tokens: options.SampleTokens = None,
+    rows: options.Rows = 256,
+    row_length: options.RowLength = 256,
+    seed: options.Seed = 0,
+    engine: options.EngineName = "auto",
+    store: Store = None,
+    max_ram: MaxRam = None,
+    ray: Ray = None,
+    ray_cpus: RayCpus = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Measure what each group's bits do to the model's output (KL divergence). Resumes after a kill."""
+    with errors_in_one_line(json):
+        from exltune.budget import parse_size
+        from exltune.pipeline.measure import measure as run
+        from exltune.pipeline.probe_runs import ProbeCounts
+
+        counts = ProbeCounts()
+        found = run(
+            model,
+            quants,
+            out,
+            options.texts(data, weights, samples, sample_tokens, rows, row_length, seed),
+            level=options.parse_level(level),
+            engine=engine,
+            store=store,
+            max_ram=None if max_ram is None else parse_size(max_ram, _MAX_RAM),
+            ray=_ray_settings(ray, ray_cpus),
+            force=force,
+            reporter=RichReporter(),
+            counts=counts,
+        )
+        if json:
+            told = {"reused": counts.reused, "scored": counts.scored, "state_bytes": counts.state_bytes}
+            groups = len(found.groups)
+            print_json({"measurement": str(out), "groups": groups, "base_kld": found.base_kld, "probes": told})
+        else:
+            typer.echo(out)
+
+
+def _ray_settings(address: str | None, cpus: int | None) -> RaySettings | None:
+    from exltune.pipeline.ray_scorer import RaySettings
+
+    if address is None:
+        if cpus is not None:
+            raise UsageError(f"{_RAY_CPUS} needs {_RAY}", fix=f"Give {_RAY} auto, or leave {_RAY_CPUS} out")
+        return None
+    return RaySettings(address, cpus or 1)
