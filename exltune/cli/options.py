@@ -63,11 +63,11 @@ def parse_head(text: str | None) -> float | Literal["auto"] | None:
 
 def parse_level(text: str) -> int:
     """`l3`, `3` -> 3. Raises: UsageError."""
-    levels = {f"{prefix}{level}": level for prefix in ("l", "") for level in range(4)}
+    levels = {f"{prefix}{level}": level for prefix in ("l", "") for level in range(5)}
     if text not in levels:
         raise UsageError(
             f"there is no level {text!r}",
-            fix="Choose l0 (layers), l1 (attention and MLP), l2 (their parts) or l3 (groups that share bits)",
+            fix="Choose l0 (layers), l1 (attention and MLP), l2 (their parts), l3 (groups that share bits) or l4",
         )
     return levels[text]
 
@@ -163,7 +163,8 @@ Level = Annotated[
     typer.Option(
         "--level",
         "-l",
-        help="l0: layers; l1: attention, MLP; l2: their parts; l3: q, k+v, o, gate+up, down. Also -l0 .. -l3.",
+        help="l0: layers; l1: attention, MLP; l2: their parts; l3: q, k+v, o, gate+up, down; "
+        "l4: as l3, with each tensor's salience. Also -l0 .. -l4.",
     ),
 ]
 TargetBpw = Annotated[
