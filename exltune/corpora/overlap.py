@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,24 +26,20 @@ class OverlapIndex:
 
     def accepts(self, row: IdArray, split: Split) -> bool:
         """Whether a row (row_length,) may join a set: too little of it stands in the other sets."""
-        if any(self._stands_elsewhere(gram, split, self._long) for gram in ngram_hashes(row, LONG_GRAM)):
+        if _elsewhere(ngram_hashes(row, LONG_GRAM), split, self._long):
             return False
         return self.shared(row, split) < MOST_SHARED
 
     def shared(self, row: IdArray, split: Split) -> float:
         """Share of a row's 13-grams that stand in another set than `split`; 0 for rows shorter than that."""
         grams = ngram_hashes(row, SHORT_GRAM)
-        hits = sum(self._stands_elsewhere(gram, split, self._short) for gram in grams)
-        return hits / max(1, len(grams))
+        found = _elsewhere(grams, split, self._short)
+        return sum(map(found.__contains__, grams)) / max(1, len(grams))
 
     def add(self, row: IdArray, split: Split) -> None:
         """Take a row into a set."""
         self._short[split].update(ngram_hashes(row, SHORT_GRAM))
         self._long[split].update(ngram_hashes(row, LONG_GRAM))
-
-    @staticmethod
-    def _stands_elsewhere(gram: int, split: Split, grams: dict[Split, set[int]]) -> bool:
-        return any(gram in members for other, members in grams.items() if other is not split)
 
 
 def ngram_hashes(row: IdArray, length: int) -> list[int]:
@@ -56,6 +53,11 @@ def ngram_hashes(row: IdArray, length: int) -> list[int]:
     windows = np.lib.stride_tricks.sliding_window_view(_mixed(row.astype(np.uint64)), length)
     hashes: list[int] = (windows * weights).sum(axis=1, dtype=np.uint64).tolist()
     return hashes
+
+
+def _elsewhere(grams: Sequence[int], split: Split, grams_of: Mapping[Split, set[int]]) -> set[int]:
+    """Those of the n-grams that stand in another set."""
+    return {gram for other, members in grams_of.items() if other is not split for gram in members.intersection(grams)}
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -122,6 +122,16 @@ def test_a_set_written_to_a_file_is_data_again(talk: Path, tmp_path: Path) -> No
     )
 
 
+def test_results_are_of_the_rows_that_inspect_shows(moe_model: Path, quants: Path, tmp_path: Path) -> None:
+    rows = [{"text": row["messages"][1]["content"]} for row in chats(60)]
+    options = ("--data", f"own={write_jsonl(tmp_path / 'own.jsonl', rows)}", "--data", "bundled", "--weights", "own=9")
+    options += ("--samples", "40", "--sample-tokens", "100", "--rows", "32", "--row-length", "32")
+    found = succeed("evaluate", moe_model, quants / "2bpw_H6", *options)
+    shown = succeed("data", "inspect", moe_model, *options, "--no-experts")
+    assert found["provenance"]["tokens_sha256"] == shown["sets"][3]["sha256"]
+    assert shown["sets"][3]["domains"]["own"] == 7  # 9 of 15 parts of 12 rows
+
+
 def test_bad_data_has_one_message_and_its_exit_code(talk: Path, tmp_path: Path) -> None:
     def refuse(code: int, *words: str, data: object, more: tuple[object, ...] = ()) -> None:
         arguments = ("data", "inspect", MODEL, "--data", data, *SHORT, *more)
