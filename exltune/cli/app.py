@@ -17,6 +17,7 @@ from exltune.cli.deploy import deploy
 from exltune.cli.explain import explain
 from exltune.cli.gate import gate, tasks
 from exltune.cli.measure import measure
+from exltune.cli.measurements import measurements
 from exltune.cli.optimize import Passes, Time, optimize, search_settings
 from exltune.cli.plan import plan
 from exltune.cli.push import push
@@ -82,6 +83,7 @@ app.command()(tasks)
 app.command()(compare)
 app.add_typer(data_commands)
 app.add_typer(deploy)
+app.add_typer(measurements)
 
 
 @app.command()

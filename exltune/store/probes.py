@@ -46,6 +46,11 @@ def row_ids(tokens: npt.NDArray[np.int64]) -> list[RowId]:
     return [hashlib.sha256(row.astype("<i8").tobytes()).digest() for row in tokens]
 
 
+def rows_key(rows: Sequence[RowId]) -> str:
+    """sha256 (hex) of rows in their order."""
+    return _sha256(b"".join(rows))
+
+
 def score_sums(score: Score) -> Sums:
     """Sums (8, rows) of a score."""
     return np.array([score.kl_ref_mix, score.kl_mix_ref, score.nll, *score.top_k], dtype=np.float64)
@@ -86,8 +91,7 @@ class ProbeStore:
         """
         if not found:
             return
-        packed = b"".join(rows)
-        group = _sha256(packed)
+        packed, group = b"".join(rows), rows_key(rows)
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         with self.database.writing() as connection:
             insert = self.database.insert_new
@@ -98,7 +102,7 @@ class ProbeStore:
 
     def _score(self, mix: ProbedMix, sums: Sums, group: str, now: str) -> dict[str, Any]:
         key = {"context": self.key, "mix": mix_key(mix), "token_rows": group}
-        return key | {"name": mix.name, "created": now, "sums": sums.astype("<f8").tobytes()}
+        return key | {"name": mix.name, "created": now, "sums": packed_sums(sums)}
 
     @staticmethod
     def _fill(into: Sums, sums: Sums, stored: Sequence[RowId], places: Mapping[RowId, Sequence[int]]) -> None:
@@ -112,6 +116,11 @@ class ProbeStore:
 def split_rows(packed: bytes) -> list[RowId]:
     """Ids of rows out of their stored form."""
     return [packed[at : at + _ROW_BYTES] for at in range(0, len(packed), _ROW_BYTES)]
+
+
+def packed_sums(sums: Sums) -> bytes:
+    """The stored form of sums (8, rows)."""
+    return sums.astype("<f8").tobytes()
 
 
 def unpacked(sums: bytes, rows: bytes, where: str) -> Sums:

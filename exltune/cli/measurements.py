@@ -1,0 +1,124 @@
+"""`exltune measurements`: commands over the stores of finished probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exltune.cli import options
+from exltune.cli.console import errors_in_one_line, output, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from exltune.schema.probe import ShownProbe, StoredSet
+
+measurements = typer.Typer(
+    name="measurements", help="See, merge and export what was measured: finished probes.", no_args_is_help=True
+)
+
+Store = Annotated[
+    str,
+    typer.Argument(metavar="STORE", help="A probe store: its file, the directory that it lies in, or a database URL."),
+]
+
+
+@measurements.command(name="list")
+def list_(store: Store, json: options.Json = False) -> None:
+    """What a store holds: models, tokens, quants, counts, when."""
+    with errors_in_one_line(json):
+        from exltune.pipeline.measurements import listed
+
+        found = listed(store)
+        if json:
+            print_json({"sets": [one.model_dump(mode="json") for one in found]})
+        else:
+            output().print(_sets_table(found))
+
+
+@measurements.command()
+def show(
+    store: Store,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A mix (3.attn.o@2, uniform@3) or a group (3.attn.o).")],
+    json: options.Json = False,
+) -> None:
+    """Scores of one mix or group with their intervals."""
+    with errors_in_one_line(json):
+        from exltune.pipeline.measurements import shown
+
+        found = shown(store, name)
+        if json:
+            print_json({"probes": [probe.model_dump(mode="json") for probe in found]})
+        else:
+            output().print(_probes_table(found))
+
+
+@measurements.command()
+def merge(
+    store: Store,
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Other stores, or files that export wrote.")
+    ],
+    json: options.Json = False,
+) -> None:
+    """Take other stores into one. Merging twice changes nothing; different numbers for the same probe are an error."""
+    with errors_in_one_line(json):
+        from exltune.pipeline.measurements import merged
+
+        done = merged(store, sources)
+        if json:
+            print_json(done.model_dump(mode="json"))
+        else:
+            typer.echo(f"{done.store}: {done.added} probes added, {done.known} were there")
+
+
+@measurements.command()
+def export(
+    store: Store,
+    out: Annotated[Path, typer.Option("--out", "-o", help="NAME.jsonl or NAME.csv.", show_default=False)],
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Write all probes as JSON lines or CSV, exact to the last bit; merge reads both."""
+    with errors_in_one_line(json):
+        from exltune.pipeline.measurements import exported
+
+        count = exported(store, out, force=force)
+        if json:
+            print_json({"file": str(out), "probes": count})
+        else:
+            typer.echo(f"{out}: {count} probes")
+
+
+def _sets_table(sets: Sequence[StoredSet]) -> Table:
+    from rich.table import Table
+
+    table = Table("model", "engine", "code", "rows", "mixes", "choices", "group weights", "first", "last")
+    for one in sets:
+        context = one.context
+        table.add_row(
+            f"{context.architecture} {context.model_sha256[:8]}",
+            context.engine,
+            context.code[-64:][:8],
+            f"{one.rows} x {one.row_length}",
+            str(one.mixes),
+            " ".join(one.choices),
+            str(one.quants),
+            one.first[:16],
+            one.last[:16],
+        )
+    return table
+
+
+def _probes_table(probes: Sequence[ShownProbe]) -> Table:
+    from rich.table import Table
+
+    table = Table("mix", "model", "rows", "KL(ref‖mix)", "95 % interval", "when", caption="nats/token")
+    for probe in probes:
+        interval = "" if probe.ci95 is None else f"{probe.ci95[0]:.6f} .. {probe.ci95[1]:.6f}"
+        rows, model = f"{probe.rows} x {probe.row_length}", probe.context.model_sha256[:8]
+        table.add_row(probe.name, model, rows, f"{probe.kld_nats:.6f}", interval, probe.created[:16])
+    return table
