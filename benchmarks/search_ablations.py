@@ -20,16 +20,17 @@ _SETTINGS: Mapping[str, SearchSettings] = {
 }
 #: What of the wide space is open: the heads alone, or half-integer widths alone.
 _SPACES = {"heads-only": (SAME_WIDTHS, OPEN), "half-widths-only": (QUANTS.widths, None)}
-#: All ablations: parts of the loop, hand rules, measured swaps, fitted exponents, the loop itself; parts of the space.
-ABLATIONS = (*_SETTINGS, "no-rules", "no-singles", "fixed-exponent", "no-loop", *_SPACES)
+#: Parts of the loop, hand rules, measured swaps, fitted exponents, the loop itself: left out on the wide space.
+PARTS = (*_SETTINGS, "no-rules", "no-singles", "fixed-exponent", "no-loop")
+ABLATIONS = (*PARTS, *_SPACES)
 
 #: Real scores that the long search may spend, and moves that it tries at a time.
 _LONG, _TRIES = 224, 16
 
 
 def ablation(cell: Cell, name: str) -> Row:
-    """Ours without one part, or on a part of the wide space."""
-    widths, head = _SPACES.get(name, (SAME_WIDTHS, None))
+    """Ours on the wide space without one part, or on a part of that space."""
+    widths, head = _SPACES.get(name, (QUANTS.widths, OPEN))
     space = cell.stage.space(cell.delta, widths, head)
     settings = _SETTINGS.get(name, _ALL)
     if name == "no-loop":

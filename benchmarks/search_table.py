@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from search_ablations import ABLATIONS
+from search_ablations import ABLATIONS, PARTS
 from search_methods import Row
 
 from exltune.metrics import paired_difference
@@ -66,7 +66,8 @@ def report(rows: Sequence[Row], models: Sequence[str]) -> tuple[dict[str, Any], 
     cells = _cells(rows)
     parts = [_table(model, [cell for cell in cells if cell.key[0] == model]) for model in models]
     targets = _targets(cells)
-    parts += [_lines(targets), _ablations(cells)]
+    parts += [_lines(targets), _beside(cells, WIDE, PARTS)]
+    parts += [_beside(cells, OURS, [*(name for name in ABLATIONS if name not in PARTS), WIDE, "bound"])]
     summary = {"targets": targets, "rows": [_summary(row, cell) for cell in cells for row in _all(cell)]}
     return summary, "\n\n".join(part for part in parts if part)
 
@@ -232,26 +233,24 @@ def _lines(targets: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _ablations(cells: Sequence[Cell]) -> str:
-    """How far held-out KL lies above ours (first seed) without a part, in percent; the long search as well."""
-    names = [name for name in (*ABLATIONS, "bound") if any(name in cell.rows for cell in cells)]
-    with_any = [cell for cell in cells if any(name in cell.rows for name in names)]
+def _beside(cells: Sequence[Cell], base: str, methods: Sequence[str]) -> str:
+    """How far held-out KL lies above another method's (first seeds), in percent with its interval."""
+    ablated = [cell for cell in cells if base in cell.rows and any(one in cell.rows for one in (*ABLATIONS, "bound"))]
+    names = [name for name in methods if any(name in cell.rows for cell in ablated)]
     if not names:
         return ""
-    lines = ["| without | " + " | ".join(f"{model} +{delta:g}" for model, delta in (c.key for c in with_any)) + " |"]
-    lines.append("| --- |" + " ---: |" * len(with_any))
-    for name in names:
-        entries = []
-        for cell in with_any:
-            row, ours = cell.first(name), cell.rows[OURS][0]
-            if row is None:
-                entries.append("")
-                continue
-            difference = versus(row, ours)
-            half = (difference.ci_high - difference.ci_low) / 2
-            search = 100 * (row.search_kld / ours.search_kld - 1)
-            entries.append(
-                f"{100 * difference.mean / ours.kld:+.1f} ± {100 * half / ours.kld:.1f} % (search set {search:+.1f} %)"
-            )
-        lines.append(f"| {name} | " + " | ".join(entries) + " |")
+    lines = [f"| against {base} | " + " | ".join(f"{model} +{delta:g}" for model, delta in (c.key for c in ablated))]
+    lines = [f"{lines[0]} |", "| --- |" + " ---: |" * len(ablated)]
+    lines += [f"| {name} | " + " | ".join(_difference(cell, name, base) for cell in ablated) + " |" for name in names]
     return "\n".join(lines)
+
+
+def _difference(cell: Cell, method: str, base: str) -> str:
+    row, other = cell.first(method), cell.rows[base][0]
+    if row is None:
+        return ""
+    difference = versus(row, other)
+    half = (difference.ci_high - difference.ci_low) / 2
+    search = 100 * (row.search_kld / other.search_kld - 1)
+    mean = 100 * difference.mean / other.kld
+    return f"{mean:+.1f} ± {100 * half / other.kld:.1f} % (search set {search:+.1f} %)"
