@@ -24,6 +24,15 @@ Store = Annotated[
         show_default="probes.db beside --out",
     ),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="PASSES|HOURSh|all",
+        help="What it may cost: passes over the model (60), hours (1.5h), or all: every swap on all rows.",
+        show_default="a tenth of all",
+    ),
+]
 MaxRam = Annotated[
     str | None,
     typer.Option(_MAX_RAM, help="Hidden states held at one time, as 8GiB; of each worker.", show_default="2GiB"),
@@ -48,6 +57,7 @@ def measure(
     quants: options.Quants,
     out: options.Out,
     level: options.Level = "l3",
+    budget: Budget = None,
     data: options.Data = None,
     weights: options.Weights = None,
     samples: options.Samples = None,
@@ -66,6 +76,7 @@ def measure(
     """Measure what each group's bits do to the model's output (KL divergence). Resumes after a kill."""
     with errors_in_one_line(json):
         from exltune.budget import parse_size
+        from exltune.measure import parse_budget
         from exltune.pipeline.measure import measure as run
         from exltune.pipeline.probe_runs import ProbeCounts
 
@@ -76,6 +87,7 @@ def measure(
             out,
             options.texts(data, weights, samples, sample_tokens, rows, row_length, seed),
             level=options.parse_level(level),
+            budget=parse_budget(budget),
             engine=engine,
             store=store,
             max_ram=None if max_ram is None else parse_size(max_ram, _MAX_RAM),

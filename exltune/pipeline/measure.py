@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from exltune.engines.base import AUTO, Engine, open_engine
-from exltune.measure import ExhaustivePlan, QuantHead, summarize
+from exltune.measure import Budget, QuantHead, summarize
 from exltune.pipeline.base_quants import find_base_quants, head_source, paths_of, quant_sizes
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import provenance
+from exltune.pipeline.measure_plan import probe_plan, saliences
 from exltune.pipeline.probe_content import MixContent, probe_context
 from exltune.pipeline.probe_runs import EngineScorer, ProbeCounts, ProbeRun, Scorer
 from exltune.pipeline.ray_scorer import RayScorer, RaySettings
@@ -33,6 +34,7 @@ def measure(
     data: DataSettings,
     *,
     level: int = 3,
+    budget: Budget | None = None,
     engine: str = AUTO,
     store: str | None = None,
     max_ram: int | None = None,
@@ -41,8 +43,9 @@ def measure(
     reporter: Reporter | None = None,
     counts: ProbeCounts | None = None,
 ) -> Measurement:
-    """Score every part of the model at every base quant's bits on the search set and write the measurement.
+    """Swap parts of the model to base quants, score them on the search set and write the measurement.
 
+    budget: what it may cost, a tenth of all swaps on all rows if None; what was not scored is estimated and marked so.
     store: file or URL of the probe store. max_ram: bytes of hidden states held at one time. ray: the cluster to score
     on, this process if None. counts: is told what was scored and what was there.
     Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, UsageError for a store that is none or a
@@ -59,14 +62,15 @@ def measure(
     opened = open_engine(engine, model, paths_of(quants), state_bytes=max_ram)
     sizes = quant_sizes(opened.inventory, quants, head.bits)
     source = provenance(model, opened.name, tokens, data)
-    plan = ExhaustivePlan.of(opened.inventory, level, [quant.choice for quant in quants], head, tokens.info.rows)
+    plan = probe_plan(opened, level, quants, head, ids(tokens), budget or Budget())
     probes, content = ProbeStore(database, probe_context(opened)), MixContent(opened.inventory, quants)
     job = WorkerJob(engine, model.resolve(), {quant.choice: quant.path.resolve() for quant in quants}, max_ram)
     with locked(out), _scorer(opened, job, ray, counts, reporter) as scorer:
         run = ProbeRun(probes, scorer, ids(tokens), content, counts)
         with reporter.stage("Measuring") as progress:
             scores = run.run(plan, progress, lambda done, total: reporter.remark(_taken_up(done, total)))
-        measurement = summarize(opened.inventory, level, sizes, head, scores, data, source)
+        tensors = saliences(opened, level, quants[0], ids(tokens))
+        measurement = summarize(opened.inventory, level, sizes, head, scores, data, source, tensors)
         write_record(out, measurement)
     return measurement
 
