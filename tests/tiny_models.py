@@ -134,8 +134,11 @@ def _random_linear(spec: LinearSpec, generator: torch.Generator) -> QuantizedLin
     trellis = torch.randint(-(1 << 15), 1 << 15, shape, generator=generator).to(torch.int16)
     gain = 2.5 if spec.role is Role.HEAD else 1.2
     suh = _signs(spec.padded_in, generator) * gain * spec.in_features**-0.5
+    # What quantizing zeros leaves of a padded part is next to nothing, and random bits would not be.
+    suh[spec.in_features :] = 0
     bias = 0.1 * torch.randn(spec.padded_out, generator=generator) if spec.bias else None
     svh = _signs(spec.padded_out, generator)
+    svh[spec.out_features :] = 0
     return QuantizedLinear(trellis, suh.half(), svh.half(), "mul1", None if bias is None else bias.bfloat16().half())
 
 

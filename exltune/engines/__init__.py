@@ -5,8 +5,9 @@ from exltune.engines.base import (
     LayerCapture,
     Progress,
     ScoreStats,
+    auto_engine,
     engine_names,
     open_engine,
 )
 
-__all__ = ["Engine", "LayerCapture", "Progress", "ScoreStats", "engine_names", "open_engine"]
+__all__ = ["Engine", "LayerCapture", "Progress", "ScoreStats", "auto_engine", "engine_names", "open_engine"]

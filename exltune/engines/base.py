@@ -30,7 +30,10 @@ AUTO = "auto"
 MIN_EXPERT_TOKENS = 64
 
 #: Engine name -> "module:Class"; the class is called with (model_dir, quants), and state_bytes if given.
-_ENGINES: Mapping[str, str] = {"reference": "exltune.engines.reference.engine:ReferenceEngine"}
+_ENGINES: Mapping[str, str] = {
+    "reference": "exltune.engines.reference.engine:ReferenceEngine",
+    "exllamav3": "exltune.engines.exllamav3.engine:ExllamaEngine",
+}
 
 
 #: Engines that need no GPU.
@@ -136,6 +139,12 @@ def runs_on_cpu(name: str) -> bool:
     return name in _ON_CPU
 
 
+def auto_engine() -> tuple[str, str | None]:
+    """The engine that "auto" stands for on this machine, and why it is no faster one."""
+    reason = import_module("exltune.engines.exllamav3.runtime").why_not()
+    return ("exllamav3", None) if reason is None else ("reference", f"not exllamav3: {reason}")
+
+
 def open_engine(
     name: str, model_dir: str | Path, quants: Mapping[Choice, Path] | None = None, *, state_bytes: int | None = None
 ) -> Engine:
@@ -145,7 +154,7 @@ def open_engine(
     score call may hold at one time, the engine's own default if None.
     Raises: UsageError for an unknown name, and what reading the model raises.
     """
-    resolved = "reference" if name == AUTO else name
+    resolved = auto_engine()[0] if name == AUTO else name
     if resolved not in _ENGINES:
         raise UsageError(f"there is no engine {name!r}", fix=f"Choose one of: {', '.join(engine_names())}")
     module, _, attribute = _ENGINES[resolved].partition(":")

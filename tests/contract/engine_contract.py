@@ -44,12 +44,17 @@ def per_token(score: Score, field: str) -> Tensor:
     return torch.tensor(getattr(score, field), dtype=torch.float64) / score.positions
 
 
-class EngineContract:
-    """Inherit and give `open_engine`; `tolerance` is absolute, per token, in nats."""
+class ScoreContract:
+    """Inherit and give `open_engine`; tolerances are absolute, per token, in nats."""
 
+    #: From whole models in fp32.
     tolerance = 1e-6
-    #: The same for rows where a rounding error moved a key or a value of the cache by a step.
-    cache_tolerance = 1e-3
+    #: The same of the likelihood alone, which the reference model's own rounding moves too.
+    nll_tolerance = 1e-6
+    #: The same for rows where a rounding error moved a key or a value of the cache by a step, and for most rows.
+    cache_tolerance, cache_median = 1e-3, 1e-6
+    #: Share of positions where two nearly equal logits may change places.
+    flips = 0.0
 
     @pytest.fixture
     def open_engine(self) -> Open:
@@ -57,43 +62,53 @@ class EngineContract:
         raise NotImplementedError
 
     @pytest.fixture
+    def model(self, tiny_model: TinyModel) -> TinyModel:
+        """Each of the tiny models, as the engine's runtime knows it."""
+        return tiny_model
+
+    @pytest.fixture
     def tokens(self) -> Tensor:
         """(6, 20) random ids."""
         return torch.randint(0, VOCAB, (6, 20), generator=torch.Generator().manual_seed(1))
 
     def close(self, found: Score, expected: Score) -> None:
-        """Two scores of one mix agree."""
+        """Two scores of one mix by one engine agree."""
         for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
-            torch.testing.assert_close(per_token(found, field), per_token(expected, field), rtol=0, atol=self.tolerance)
+            torch.testing.assert_close(per_token(found, field), per_token(expected, field), rtol=0, atol=1e-6)
         assert found.top_k == expected.top_k
 
     def close_but_for_steps(self, found: Tensor, expected: Tensor) -> None:
         """Two fields per token (rows,) agree, in most rows as if nothing had been rounded."""
         error = (found - expected).abs()
-        assert error.median() < self.tolerance
+        assert error.median() < self.cache_median
         assert error.max() < self.cache_tolerance
 
     def test_scores_are_those_of_whole_models(
-        self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
+        self, model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
     ) -> None:
-        head = tiny_model.inventory.head.id
-        mixes = [uniform(tiny_model, "2"), uniform(tiny_model, REFERENCE, **{head: "3"}), *random_mixes(tiny_model, 2)]
-        scores = open_engine(tiny_model).score(mixes, tokens)
-        reference = logits(whole_model(tiny_model, uniform(tiny_model, REFERENCE), tmp_path / "ref"), tokens)
+        head = model.inventory.head.id
+        mixes = [uniform(model, "2"), uniform(model, REFERENCE, **{head: "3"}), *random_mixes(model, 2)]
+        scores = open_engine(model).score(mixes, tokens)
+        reference = logits(whole_model(model, uniform(model, REFERENCE), tmp_path / "ref"), tokens)
         for number, (mix, score) in enumerate(zip(mixes, scores, strict=True)):
-            whole = logits(whole_model(tiny_model, mix, tmp_path / str(number)), tokens)
+            whole = logits(whole_model(model, mix, tmp_path / str(number)), tokens)
             expected = row_sums(reference, whole, tokens)
             assert (score.mix, score.positions) == (mix.name, tokens.shape[1] - 1)
             assert sum(score.kl_ref_mix) > 0.01
-            for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
+            for field, tolerance in (
+                ("kl_ref_mix", self.tolerance),
+                ("kl_mix_ref", self.tolerance),
+                ("nll", self.nll_tolerance),
+            ):
                 expected_mean = expected[field] / score.positions
-                torch.testing.assert_close(per_token(score, field), expected_mean, rtol=0, atol=self.tolerance)
-            assert torch.tensor(score.top_k).equal(expected["top_k"])
+                torch.testing.assert_close(per_token(score, field), expected_mean, rtol=0, atol=tolerance)
+            moved = (torch.tensor(score.top_k) - expected["top_k"]).abs().sum(-1) / (tokens.numel() - len(tokens))
+            assert moved.max() <= self.flips
 
     def test_the_reference_scores_zero_against_itself(
-        self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor
+        self, model: TinyModel, open_engine: Open, tokens: Tensor
     ) -> None:
-        (score,) = open_engine(tiny_model).score([uniform(tiny_model, REFERENCE)], tokens)
+        (score,) = open_engine(model).score([uniform(model, REFERENCE)], tokens)
         assert set(score.kl_ref_mix) | set(score.kl_mix_ref) == {0.0}
         assert set(sum(score.top_k, ())) == {score.positions}
 
@@ -145,13 +160,13 @@ class EngineContract:
 
     @pytest.mark.parametrize(("k", "v"), [("5", "4"), ("2", None), (None, "3")])
     def test_a_quantized_cache_scores_as_a_whole_model_with_one(
-        self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path, k: str | None, v: str | None
+        self, model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path, k: str | None, v: str | None
     ) -> None:
-        mix = uniform(tiny_model, "3")
-        (score,) = open_engine(tiny_model).score([cached(mix, k, v)], tokens)
-        reference = logits(whole_model(tiny_model, uniform(tiny_model, REFERENCE), tmp_path / "ref"), tokens)
+        mix = uniform(model, "3")
+        (score,) = open_engine(model).score([cached(mix, k, v)], tokens)
+        reference = logits(whole_model(model, uniform(model, REFERENCE), tmp_path / "ref"), tokens)
         bits = [None if choice is None else int(choice) for choice in (k, v)]
-        whole = logits(whole_model(tiny_model, mix, tmp_path / "mix"), tokens, *bits)
+        whole = logits(whole_model(model, mix, tmp_path / "mix"), tokens, *bits)
         expected = row_sums(reference, whole, tokens)
         for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
             self.close_but_for_steps(per_token(score, field), expected[field] / score.positions)
@@ -164,11 +179,11 @@ class EngineContract:
         assert engine.stats.distinct_mixes == 1
         assert all(other.kl_ref_mix == plain.kl_ref_mix for other in others)
 
-    def test_fewer_bits_in_the_cache_are_worse(self, tiny_model: TinyModel, open_engine: Open) -> None:
+    def test_fewer_bits_in_the_cache_are_worse(self, model: TinyModel, open_engine: Open) -> None:
         tokens = torch.randint(0, VOCAB, (48, 20), generator=torch.Generator().manual_seed(1))
-        mix = uniform(tiny_model, REFERENCE)
+        mix = uniform(model, REFERENCE)
         mixes = [cached(mix, *pair) for bits in "8765432" for pair in ((bits, None), (None, bits), (bits, bits))]
-        sums = [sum(score.kl_ref_mix) for score in open_engine(tiny_model).score(mixes, tokens)]
+        sums = [sum(score.kl_ref_mix) for score in open_engine(model).score(mixes, tokens)]
         for part in (sums[::3], sums[1::3], sums[2::3]):
             assert part[0] > 0
             assert part == sorted(part)
@@ -192,6 +207,18 @@ class EngineContract:
         mix = uniform(tiny_moe, "2", **{key: bits})
         with pytest.raises(UsageError, match=rf"{key} cannot have '{bits}' bits.*Choose one of 2, 3"):
             open_engine(tiny_moe).score([mix], tokens)
+
+    def test_rfn_is_the_relative_error_of_a_weight(self, tiny_moe: TinyModel, open_engine: Open) -> None:
+        engine = open_engine(tiny_moe)
+        key = "model.layers.0.mlp.down_proj"
+        errors = engine.rfn("2", [key])
+        assert list(errors) == [key]
+        assert errors[key] == pytest.approx(0.1, rel=0.05)
+        assert set(engine.rfn(REFERENCE).values()) == {0.0}
+
+
+class CaptureContract:
+    """What an engine must do besides that hands out Hessians; inherit and give `open_engine` and `tokens`."""
 
     def test_hessians_are_sums_over_the_inputs(
         self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
@@ -252,13 +279,9 @@ class EngineContract:
         (capture,) = open_engine(tiny_moe).capture(tokens, keys={key})
         assert (capture.layer, list(capture.hessians)) == (1, [key])
 
-    def test_rfn_is_the_relative_error_of_a_weight(self, tiny_moe: TinyModel, open_engine: Open) -> None:
-        engine = open_engine(tiny_moe)
-        key = "model.layers.0.mlp.down_proj"
-        errors = engine.rfn("2", [key])
-        assert list(errors) == [key]
-        assert errors[key] == pytest.approx(0.1, rel=0.05)
-        assert set(engine.rfn(REFERENCE).values()) == {0.0}
+
+class EngineContract(ScoreContract, CaptureContract):
+    """All of it."""
 
 
 def _linear_inputs(model: torch.nn.Module, ids: Tensor) -> dict[str, Tensor]:

@@ -30,9 +30,17 @@ def child_pythonpath() -> str:
     return os.pathsep.join([str(SITE), str(ROOT)])
 
 
+def native() -> bool:
+    """Whether exllamav3 runs on its own extension: under `pytest -m gpu` and in what such tests start."""
+    return "EXLTUNE_TESTS_NATIVE" in os.environ
+
+
 def install() -> None:
-    """Make `import exllamav3` work without CUDA in this process; importing nothing itself. Safe to call twice."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    """Make `import exllamav3` work without CUDA in this process; importing nothing itself. Safe to call twice.
+
+    Does nothing where exllamav3 itself is to be tested.
+    """
+    if not native() and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exltune.engines.base import MIN_EXPERT_TOKENS, LayerCapture, Progress, ScoreStats
+from exltune.engines.checks import check_mix, check_tokens
 from exltune.engines.reference.capture import CapturePass
 from exltune.engines.reference.head import RowSums
 from exltune.engines.reference.prefix_tree import PrefixTree, build_tree
@@ -19,8 +20,7 @@ from exltune.engines.reference.shell import ModelShell
 from exltune.engines.reference.states import peak_states
 from exltune.engines.reference.store import WeightStore
 from exltune.engines.reference.workers import Workers
-from exltune.errors import DataError, NonFiniteError, UsageError
-from exltune.exl3.cache_quant import GROUP
+from exltune.errors import NonFiniteError, UsageError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.hessian import Hessian, RotatedHessian
 from exltune.exl3.linear import QuantizedLinear
@@ -29,7 +29,7 @@ from exltune.exl3.tensors import TensorFiles
 from exltune.inventory import load_unquantized
 from exltune.metrics import score_from_rows
 from exltune.schema.inventory import LinearSpec
-from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, Choice, Mix
+from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score
 
 
@@ -68,9 +68,9 @@ class ReferenceEngine:
     def score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None) -> list[Score]:
         """As Engine.score; `stats` then holds the call's counts and seconds."""
         start = perf_counter()
-        self._check_tokens(tokens)
+        check_tokens(tokens, self.inventory, self.model_dir)
         for mix in mixes:
-            self._check_mix(mix)
+            check_mix(mix, self.inventory, self.store.choices, self.shell.head_dim)
         parts = self._parts(mixes, tokens.shape[1])
         self.stats = ScoreStats(mixes=len(mixes), tokens=tokens.numel())
         scores: list[Score] = []
@@ -89,7 +89,7 @@ class ReferenceEngine:
         self, tokens: Tensor, keys: Collection[str] | None = None, progress: Progress | None = None
     ) -> Iterator[LayerCapture]:
         """As Engine.capture."""
-        self._check_tokens(tokens)
+        check_tokens(tokens, self.inventory, self.model_dir)
         rows = self.limits.batch_rows(tokens.shape[1], self.inventory.hidden_size)
         run = CapturePass(self.shell, self.store, self.inventory, self.min_expert_tokens, rows)
         return run.run(tokens, keys, self._thread_count, progress)
@@ -144,48 +144,6 @@ class ReferenceEngine:
         if spec is None:
             raise UsageError(f"the model has no linear {key!r}", where=str(self.model_dir))
         return spec
-
-    def _check_tokens(self, tokens: Tensor) -> None:
-        if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
-            raise DataError(f"tokens of shape {tuple(tokens.shape)} cannot be scored", fix="Give rows of 2 or more")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.inventory.vocab_size:
-            raise DataError(
-                f"token ids reach from {low} to {high}, the vocabulary has {self.inventory.vocab_size}",
-                where=str(self.model_dir),
-                fix="Use the tokenizer of this model",
-            )
-
-    def _check_mix(self, mix: Mix) -> None:
-        groups = self.store.groups.keys()
-        weights = {id_: choice for id_, choice in mix.choices.items() if id_ not in (CACHE_K, CACHE_V)}
-        if weights.keys() != groups:
-            missing, unknown = sorted(groups - weights.keys()), sorted(weights.keys() - groups)
-            raise UsageError(
-                f"groups without a choice: {missing}; unknown groups: {unknown}", where=f"mix {mix.name!r}"
-            )
-        strangers = sorted(set(weights.values()) - self.store.choices)
-        if strangers:
-            have = ", ".join(sorted(self.store.choices))
-            raise UsageError(
-                f"choices without a quant: {strangers}", where=f"mix {mix.name!r}", fix=f"Given are {have}"
-            )
-        self._check_cache(mix)
-
-    def _check_cache(self, mix: Mix) -> None:
-        for key, choice in zip((CACHE_K, CACHE_V), mix.cache, strict=True):
-            if choice not in CACHE_CHOICES:
-                raise UsageError(
-                    f"{key} cannot have {choice!r} bits",
-                    where=f"mix {mix.name!r}",
-                    fix=f"Choose one of {', '.join(CACHE_CHOICES)}",
-                )
-            if choice != REFERENCE and self.shell.head_dim % GROUP:
-                raise UsageError(
-                    f"{key} cannot be quantized: head_dim is {self.shell.head_dim}, no multiple of {GROUP}",
-                    where=f"mix {mix.name!r}",
-                    fix=f"Leave {key} at {REFERENCE}",
-                )
 
 
 def _part_of(progress: Progress | None, number: int, parts: int) -> Progress | None:

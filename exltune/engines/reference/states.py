@@ -28,16 +28,22 @@ class LayerStep:
     """One layer for all states: parents by number (each rows, T, hidden) give `children`.
 
     A parent with a single child lends it its memory: the child's rows overwrite the parent's as they are computed.
-    Batches touch different rows, so they may run in any order or at once.
+    Batches touch different rows, so they may run in any order or at once. empty_like: where other children's memory
+    comes from.
     """
 
-    def __init__(self, parents: Mapping[int, Tensor], edges: Sequence[Edge]) -> None:
+    def __init__(
+        self,
+        parents: Mapping[int, Tensor],
+        edges: Sequence[Edge],
+        empty_like: Callable[[Tensor], Tensor] = torch.empty_like,
+    ) -> None:
         self.parents, self.edges = parents, edges
         siblings = Counter(edge.parent for edge in edges)
         self.children: dict[int, Tensor] = {}
         for edge in edges:
             parent = parents[edge.parent]
-            self.children[edge.child] = parent if siblings[edge.parent] == 1 else torch.empty_like(parent)
+            self.children[edge.child] = parent if siblings[edge.parent] == 1 else empty_like(parent)
 
     def batches(self, batch_rows: int) -> list[Batch]:
         """All work of the layer in batches of at most `batch_rows` rows, equal choices after each other."""

@@ -51,7 +51,7 @@ class CheckpointWeights:
             name = EMBEDDING
         weight = self.tensor(name)
         if weight.shape != (spec.out_features, spec.in_features):
-            raise _other_shape(spec, tuple(weight.shape), self.files.path)
+            raise other_shape(spec, tuple(weight.shape), self.files.path)
         return LinearWeights(weight, self.tensor(f"{spec.key}.bias") if spec.bias else None)
 
 
@@ -70,7 +70,7 @@ class Exl3Weights:
         quantized = self.quants.load(spec.key)
         weight = quantized.dequantize()  # (in_padded, out_padded)
         if weight.shape != (spec.padded_in, spec.padded_out):
-            raise _other_shape(spec, tuple(weight.shape), files.path)
+            raise other_shape(spec, tuple(weight.shape), files.path)
         weight = finite(weight[: spec.in_features, : spec.out_features].T.contiguous(), spec.key, files.path)
         if not spec.bias:
             return LinearWeights(weight, None)
@@ -97,7 +97,8 @@ def finite(tensor: Tensor, name: str, where: Path) -> Tensor:
     return tensor
 
 
-def _other_shape(spec: LinearSpec, found: tuple[int, ...], where: Path) -> QuantMismatchError:
+def other_shape(spec: LinearSpec, found: tuple[int, ...], where: Path) -> QuantMismatchError:
+    """What to raise for a linear of a shape `found` that is not the model's."""
     return QuantMismatchError(
         f"{spec.key} has shape {found}, the model's is (in {spec.in_features}, out {spec.out_features})",
         where=str(where),

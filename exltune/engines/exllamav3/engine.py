@@ -1,0 +1,111 @@
+"""The exllamav3 engine: models far larger than one GPU, streamed layer by layer over one or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from exltune.engines.base import Progress, ScoreStats
+from exltune.engines.checks import check_mix, check_tokens
+from exltune.engines.exllamav3.head import RowSums
+from exltune.engines.exllamav3.runtime import import_exllamav3, named_devices
+from exltune.engines.exllamav3.scoring import Limits, ScorePass
+from exltune.engines.exllamav3.shelf import Shelf
+from exltune.engines.exllamav3.worker import Worker
+from exltune.engines.reference.prefix_tree import PrefixTree, build_tree
+from exltune.engines.reference.states import peak_states
+from exltune.errors import NonFiniteError, UsageError
+from exltune.inventory import load_unquantized, model_shape, read_config
+from exltune.metrics import score_from_rows
+from exltune.schema.mix import REFERENCE, Choice, Mix
+from exltune.schema.score import Score
+
+
+class ExllamaEngine:
+    """exllamav3's own modules in fp16 on CUDA devices.
+
+    quants: choice -> EXL3 directory. devices: where it runs, all CUDA devices if none are given. limits: memory of a
+    score call; state_bytes: its hidden states in RAM, if other than the limits' own.
+    Raises: EngineError where exllamav3 cannot be used, and what reading the model raises.
+    """
+
+    name = "exllamav3"
+
+    def __init__(
+        self,
+        model_dir: Path,
+        quants: Mapping[Choice, Path],
+        *,
+        devices: Sequence[torch.device] = (),
+        limits: Limits | None = None,
+        state_bytes: int | None = None,
+    ) -> None:
+        import_exllamav3()
+        self.devices = tuple(devices) or named_devices(())
+        self.model_dir = Path(model_dir)
+        self.inventory = load_unquantized(self.model_dir)
+        self._head_dim = model_shape(read_config(self.model_dir)).head_dim
+        self.shelf = Shelf(quants, self.inventory)
+        self.limits = limits or Limits()
+        if state_bytes is not None:
+            self.limits = replace(self.limits, state_bytes=state_bytes)
+        self.workers = [Worker(device, self.model_dir, self.inventory) for device in self.devices]
+        self.stats = ScoreStats()
+
+    def score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None) -> list[Score]:
+        """As Engine.score; `stats` then holds the call's counts and seconds."""
+        start = perf_counter()
+        check_tokens(tokens, self.inventory, self.model_dir)
+        for mix in mixes:
+            check_mix(mix, self.inventory, (REFERENCE, *self.shelf.paths), self._head_dim)
+        tree = build_tree(mixes, self.inventory)
+        self.stats = ScoreStats(mixes=len(mixes), tokens=tokens.numel(), distinct_mixes=len(set(tree.leaves)))
+        run = ScorePass(self.workers, self.shelf, self.inventory, self.limits, self.stats)
+        sums = run.run(tree, tokens, progress)
+        self.stats.total_seconds = perf_counter() - start
+        return _scores(mixes, tree, sums, tokens.shape[1] - 1)
+
+    def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
+        """As Engine.rows_at_once; files beside the RAM are memory too."""
+        states = peak_states(build_tree(mixes, self.inventory).layers)
+        return self.limits.room() // (4 * states * length * self.inventory.hidden_size)
+
+    def rfn(self, choice: Choice, keys: Iterable[str] | None = None) -> dict[str, float]:
+        """As Engine.rfn, on the first device."""
+        wanted = list(keys) if keys is not None else self._grouped_keys()
+        worker, errors = self.workers[0], {}
+        for key in wanted:
+            group = self._group_of(key)
+            with worker.weight_of(key, {}) as weight:
+                reference = weight.float()
+            if choice == REFERENCE:
+                errors[key] = 0.0
+                continue
+            with worker.weight_of(key, self.shelf.read([(group, choice)])[group, choice]) as weight:
+                errors[key] = float((weight.float() - reference).norm() / reference.norm())
+        return errors
+
+    def _grouped_keys(self) -> list[str]:
+        return [key for group in (*self.inventory.groups, self.inventory.head) for key in group.tensors]
+
+    def _group_of(self, key: str) -> str:
+        for group in (*self.inventory.groups, self.inventory.head):
+            if key in group.tensors:
+                return group.id
+        raise UsageError(f"the model has no linear {key!r}", where=str(self.model_dir))
+
+
+def _scores(mixes: Sequence[Mix], tree: PrefixTree, sums: RowSums, positions: int) -> list[Score]:
+    pairs = list(zip(mixes, tree.leaves, strict=True))
+    broken = tuple(mix.name for mix, leaf in pairs if not torch.isfinite(sums[leaf]).all())
+    if broken:
+        names = ", ".join(map(repr, broken))
+        raise NonFiniteError(
+            f"the scores of mix {names} are NaN or inf", fix="Check the quants it is made of", mixes=broken
+        )
+    return [score_from_rows(mix.name, sums[leaf].numpy(), positions) for mix, leaf in pairs]

@@ -1,0 +1,56 @@
+"""The end of a score pass: final norm, logits and metrics of every distinct mix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from exltune.engines.exllamav3.worker import Worker
+from exltune.errors import NonFiniteError
+from exltune.metrics import ReferenceLogits
+from exltune.schema.mix import REFERENCE, Choice
+
+#: A leaf of the prefix tree: (state after the last layer, head choice).
+Leaf = tuple[int, Choice]
+
+#: Sums of a leaf per row, (3 + 5, rows) fp64, ordered as PositionMetrics.stacked.
+RowSums = Mapping[Leaf, Tensor]
+
+
+def row_sums(
+    worker: Worker,
+    states: Mapping[int, Tensor],
+    leaves: Sequence[Leaf],
+    tokens: Tensor,
+    rows: Iterable[int],
+    positions: int,
+) -> Tensor:
+    """(leaves, 8, rows) sums over the first T - 1 positions of some rows; state 0 is the reference's.
+
+    states: number -> (rows, T, hidden). positions: how many logits are made at one time.
+    Raises: NonFiniteError if the reference's own logits hold NaN or inf; those of mixes end up in their sums.
+    """
+    sums = []
+    with worker.norms():
+        for row in rows:
+            parts = torch.arange(tokens.shape[1] - 1).split(positions)
+            sums.append(torch.stack([_compare(worker, states, leaves, tokens, row, at) for at in parts]).sum(0))
+    return torch.stack(sums, dim=-1) if sums else torch.zeros(len(leaves), 8, 0, dtype=torch.float64)
+
+
+@torch.inference_mode()
+def _compare(
+    worker: Worker, states: Mapping[int, Tensor], leaves: Sequence[Leaf], tokens: Tensor, row: int, at: Tensor
+) -> Tensor:
+    """(leaves, 8) sums over positions `at` of a row; the reference's logits are computed once."""
+    next_ids = tokens[row, at + 1].to(worker.device)
+    reference = ReferenceLogits(worker.logits(worker.normed(states[0][row, at]), REFERENCE), next_ids)
+    if not torch.isfinite(reference.log_probs).all():
+        raise NonFiniteError("the unquantized model's own logits hold NaN or inf", fix="Check the model's weights")
+    values = torch.empty(len(leaves), 8, dtype=torch.float64)
+    for place, (number, choice) in enumerate(leaves):
+        logits = worker.logits(worker.normed(states[number][row, at]), choice)
+        values[place] = reference.compare(logits).stacked().sum(-1).cpu()
+    return values

@@ -1,0 +1,46 @@
+"""The exllamav3 engine keeps the contract: on CUDA under `pytest -m gpu`, else on the stand-in for its extension."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from engine_contract import Open, ScoreContract
+from tiny_models import TinyModel
+
+from exltune.engines.exllamav3.engine import ExllamaEngine
+from tests.standin.devices import exllamav3_devices
+
+pytestmark = pytest.mark.gpu
+
+
+class TestExllamaEngine(ScoreContract):
+    """Scores in fp16: as near to whole models in fp32 as the rounding of weights and activations allows."""
+
+    tolerance = 2e-3
+    nll_tolerance = 5e-3
+    #: fp16 moves keys and values by a step in every row; the values of a step are tested in test_exllamav3_cache.py.
+    cache_tolerance, cache_median = 0.2, 0.02
+    flips = 0.05
+
+    @pytest.fixture
+    def model(self, tiny_model: TinyModel, tmp_path: Path) -> TinyModel:
+        """exllamav3 runs Qwen2 without its sliding window, in which transformers would see less."""
+        return without_window(tiny_model, tmp_path / "model")
+
+    @pytest.fixture
+    def open_engine(self) -> Open:
+        return lambda model: ExllamaEngine(model.path, model.quants, devices=exllamav3_devices()[:1])
+
+
+def without_window(model: TinyModel, out: Path) -> TinyModel:
+    """The same model and quants, attending to everything."""
+    config = json.loads((model.path / "config.json").read_text())
+    if not config.get("use_sliding_window"):
+        return model
+    out.mkdir()
+    (out / "model.safetensors").symlink_to(model.path / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(config | {"use_sliding_window": False}))
+    return replace(model, path=out)
