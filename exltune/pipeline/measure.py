@@ -64,7 +64,7 @@ def measure(
     source = provenance(model, opened.name, tokens, data)
     plan = probe_plan(opened, level, quants, head, ids(tokens), budget or Budget())
     probes, content = ProbeStore(database, probe_context(opened)), MixContent(opened.inventory, quants)
-    job = WorkerJob(engine, model.resolve(), {quant.choice: quant.path.resolve() for quant in quants}, max_ram)
+    job = WorkerJob(opened.name, model.resolve(), {quant.choice: quant.path.resolve() for quant in quants}, max_ram)
     with locked(out), _scorer(opened, job, ray, counts, reporter) as scorer:
         run = ProbeRun(probes, scorer, ids(tokens), content, counts)
         with reporter.stage("Measuring") as progress:

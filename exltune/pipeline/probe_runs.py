@@ -21,7 +21,7 @@ from exltune.store.probes import SUMS, ProbeStore, Sums, mix_key, row_ids, score
 _FINE = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbeTask:
     """Mixes to score on some rows of the search set, by their numbers; their states fit into memory together."""
 

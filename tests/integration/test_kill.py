@@ -94,7 +94,7 @@ def test_an_interrupt_is_told_and_goes_on(data, tmp_path, monkeypatch):
 
 def test_measure(moe_model, quants, measurement, data, tmp_path):
     out = tmp_path / "measurement.json"
-    arguments = ("measure", moe_model, "--quants", quants, "--out", out, "-l3", *data)
+    arguments = ("measure", moe_model, "--quants", quants, "--out", out, "--budget", "all", *data)
     run_until_killed("exltune.store.probes:ProbeStore.add", 3, *arguments)
     assert not out.exists()
     # The base quants and the first layer are scored: a batch each.
@@ -111,7 +111,7 @@ def test_measure(moe_model, quants, measurement, data, tmp_path):
 def test_measure_killed_while_it_writes(moe_model, quants, measurement, data, tmp_path, where):
     """In the midst of a transaction: all of the batch is there or nothing of it."""
     out = tmp_path / "measurement.json"
-    arguments = ("measure", moe_model, "--quants", quants, "--out", out, "-l3", *data)
+    arguments = ("measure", moe_model, "--quants", quants, "--out", out, "--budget", "all", *data)
     # The fourth insertion of the second batch, or the score of its seventh mix.
     run_until_killed(where, 5 + 4 if "insert" in where else 3 + 7, *arguments)
     outcome = exltune(*arguments)

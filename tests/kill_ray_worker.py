@@ -1,0 +1,47 @@
+"""Run exltune and kill a busy Ray worker as probes are kept: kill_ray_worker.py HOW_OFTEN_KEPT ARGUMENT..."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from exltune.pipeline.ray_scorer import RayScorer
+from exltune.store.probes import ProbeStore
+
+
+def main() -> None:
+    """Arm the store, then be the command."""
+    number, *arguments = sys.argv[1:]
+    arm(int(number))
+    from exltune.cli import main as exltune
+
+    sys.argv = ["exltune", *arguments]
+    exltune()
+
+
+def arm(number: int) -> None:
+    """Let a worker die by SIGKILL when the store is written to for the `number`th time."""
+    scorers: list[RayScorer] = []
+    enter, add, left = RayScorer.__enter__, ProbeStore.add, number
+
+    def entered(scorer: RayScorer) -> RayScorer:
+        scorers.append(scorer)
+        return enter(scorer)
+
+    def deadly(*args: Any, **kwargs: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            busy = [worker for worker in scorers[0]._workers.values() if worker.task is not None]
+            assert busy[0].place is not None
+            os.kill(busy[0].place.pid, signal.SIGKILL)
+        add(*args, **kwargs)
+
+    RayScorer.__enter__ = entered  # type: ignore[method-assign]
+    ProbeStore.add = deadly  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()
