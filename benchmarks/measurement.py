@@ -1,6 +1,6 @@
 """Prove the measurement: cheap estimates against exhaustive swaps on many rows, three small models with real quants.
 
-    python benchmarks/measurement.py [--models ...] [--blocks 12] [--seeds 24] [--mix-seeds 4]
+    python benchmarks/measurement.py [--models ...] [--seeds 12] [--mix-seeds 2] [--shares]
 
 Every replicate draws 128 rows as its search set; the truth is every swap on all the other rows. Cost is counted in
 passes: every layer and the head once on all 128 rows, states that swaps share counted once (exltune.measure.passes),
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from measurement_methods import METHODS, ROWS, Draw, Guess, truth_of
-from measurement_truth import BLOCK, WORK, pool_of, score_truth
+from measurement_truth import BLOCK, BLOCKS, WORK, pool_of, score_truth
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 from search_stage import MODELS, ROOT
@@ -35,7 +35,7 @@ SHARES = (0.05, 0.1, 0.2)
 #: What an issue's target is met at.
 TENTH = 0.1
 #: Targets of the mixes in bpw above the uniform K=2 quant, and the blocks of the pool that score them.
-DELTAS, FRESH = (0.2, 0.5, 1.0, 1.5), (14, 15, 16, 17)
+DELTAS, FRESH = (0.2, 0.5, 1.0, 1.5), (14, 15)
 
 #: Shares of methods that cost nothing, or whose first half of the passes must already do.
 _ONLY = {"rfn alone": (TENTH,), "law, adaptive rows": SHARES[1:]}
@@ -180,10 +180,10 @@ def verdicts(rows: Sequence[Row]) -> list[dict[str, object]]:
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(1)
-    score_truth(arguments.models, arguments.blocks)
+    score_truth(arguments.models, BLOCKS)
     rows = []
-    for method in METHODS:
-        for share in _ONLY.get(method, SHARES):
+    for method in reversed(METHODS):
+        for share in _ONLY.get(method, SHARES) if arguments.shares else (TENTH,):
             for model in arguments.models:
                 rows.append(row_of(model, method, share, arguments.seeds, arguments.mix_seeds if share == TENTH else 0))
                 print(rows[-1], flush=True)
@@ -199,9 +199,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--blocks", type=int, default=12, help="blocks of 64 rows in the pool")
-    parser.add_argument("--seeds", type=int, default=24, help="replicates")
-    parser.add_argument("--mix-seeds", type=int, default=4, help="replicates whose mixes are scored")
+    parser.add_argument("--seeds", type=int, default=12, help="replicates")
+    parser.add_argument("--mix-seeds", type=int, default=2, help="replicates whose mixes are scored")
+    parser.add_argument("--shares", action="store_true", help="also at other costs than a tenth")
     return parser.parse_args()
 
 

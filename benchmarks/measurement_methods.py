@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from measurement_truth import WORK, Pool, pool_of
+from measurement_truth import BLOCKS, DESIGN_BLOCKS, WORK, Pool, pool_of
 
 from exltune.exl3.distortion import nmse
 from exltune.measure import Batch, ExhaustivePlan, FewSwapsPlan, passes, swap_units
@@ -77,8 +77,8 @@ class Truth:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.units = swap_units(pool.inventory, 3, self.bits, pool.head.distinct)
-        self.klds = dict(zip((mix.name for mix in pool.swaps), pool.kept("swaps"), strict=True))
-        self.designs = dict(zip((mix.name for mix in pool.designs), pool.kept("designs"), strict=True))
+        self.klds = dict(zip((mix.name for mix in pool.swaps), pool.kept("swaps", BLOCKS), strict=True))
+        self.designs = dict(zip((mix.name for mix in pool.designs), pool.kept("designs", DESIGN_BLOCKS), strict=True))
         self.rows = len(next(iter(self.klds.values())))
         plan = ExhaustivePlan.of(pool.inventory, 3, pool.choices, pool.head, ROWS)
         self.exhaustive = passes(pool.inventory, plan.batches, ROWS)

@@ -1,6 +1,6 @@
 """Ground truth of the measurement benchmark: every swap on many rows, kept in blocks under out/measurement-benchmark/.
 
-    python benchmarks/measurement_truth.py MODEL... [--blocks 12]
+    python benchmarks/measurement_truth.py MODEL... [--blocks 8]
 
 The rows are those of the search, selection and held-out sets of a larger deal of the same documents: none of them was
 used for calibration. A replicate of the benchmark takes some of them as its search set; the others are its truth.
@@ -38,6 +38,8 @@ WORK = ROOT / "out" / "measurement-benchmark"
 BLOCK, DEALT = 64, 1600
 #: Blocks on which designs are scored: a search set's worth.
 DESIGN_BLOCKS = 2
+#: Blocks of swaps: 512 rows.
+BLOCKS = 8
 
 Floats = npt.NDArray[np.float64]
 
@@ -115,9 +117,9 @@ class Pool:
             unfinished.rename(file)
         return np.asarray(np.load(file))
 
-    def kept(self, name: str) -> Floats:
-        """(mixes, rows) of all blocks from the first on that are there."""
-        files = sorted((WORK / "truth" / self.model).glob(f"{name}-*.npy"))
+    def kept(self, name: str, blocks: int) -> Floats:
+        """(mixes, rows) of the first blocks, or of as many as there are."""
+        files = sorted((WORK / "truth" / self.model).glob(f"{name}-*.npy"))[:blocks]
         return np.concatenate([np.load(file) for file in files], axis=1)
 
 
@@ -146,7 +148,7 @@ def score_truth(models: Sequence[str], blocks: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--blocks", type=int, default=BLOCKS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     score_truth(arguments.models, arguments.blocks)

@@ -27,7 +27,7 @@ Cell = tuple[int, int]
 
 #: Spread of log s_u; of log b around b(n), unit by unit; of the log of the codec's error around its law, width by
 #: width; of the log KL of a single swap around all of this.
-_SCALE_SPREAD, _ROUTER_SPREAD, _WIDTH_SPREAD, _CELL_SPREAD = 5.0, 0.25, 0.03, 0.04
+_SCALE_SPREAD, _ROUTER_SPREAD, _WIDTH_SPREAD, _CELL_SPREAD = 5.0, 0.25, 0.02, 0.04
 #: log b_1 and kappa with their spreads.
 _LOG_B, _LOG_B_SPREAD, _KAPPA, _KAPPA_SPREAD = -3.0, 1.0, 0.8, 0.3
 
