@@ -26,8 +26,9 @@ def test_every_level_gives_a_recipe(
     assert (f"l{detail['level']}", detail["groups"][0]["id"]) == (level, first)
     found = succeed("optimize", out, "--target-bpw", "3.15", "--passes", 2, "--out", tmp_path / "r.yaml")
     assert found["achieved_bpw"] <= 3.15
+    succeed("explain", tmp_path / "r.yaml")
     # Salience is looked at for single tensors alone; an expert's tokens are those that really reach it.
-    groups = {key for group in detail["tensors"] for key in [group["group"]]}
+    groups = {one["group"] for one in detail["tensors"]}
     assert groups == ({group["id"] for group in detail["groups"]} if level == "l4" else set())
     experts = [one for one in detail["tensors"] if one["group"] == "1.experts.down"]
     tokens = [one["tokens"] for one in experts]
