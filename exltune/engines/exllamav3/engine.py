@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,7 @@ from exltune.engines.exllamav3.shelf import Shelf
 from exltune.engines.exllamav3.worker import Worker
 from exltune.engines.reference.prefix_tree import PrefixTree, build_tree
 from exltune.engines.reference.states import peak_states
-from exltune.errors import NonFiniteError, UsageError
+from exltune.errors import EngineError, NonFiniteError, UsageError
 from exltune.inventory import load_unquantized, model_shape, read_config
 from exltune.metrics import score_from_rows
 from exltune.schema.mix import REFERENCE, Choice, Mix
@@ -66,7 +67,8 @@ class ExllamaEngine:
         tree = build_tree(mixes, self.inventory)
         self.stats = ScoreStats(mixes=len(mixes), tokens=tokens.numel(), distinct_mixes=len(set(tree.leaves)))
         run = ScorePass(self.workers, self.shelf, self.inventory, self.limits, self.stats)
-        sums = run.run(tree, tokens, progress)
+        with _lost_devices():
+            sums = run.run(tree, tokens, progress)
         self.stats.total_seconds = perf_counter() - start
         return _scores(mixes, tree, sums, tokens.shape[1] - 1)
 
@@ -98,6 +100,20 @@ class ExllamaEngine:
             if key in group.tensors:
                 return group.id
         raise UsageError(f"the model has no linear {key!r}", where=str(self.model_dir))
+
+
+@contextmanager
+def _lost_devices() -> Iterator[None]:
+    """A device that failed fails for good, and for the whole process: that is said instead of a trace."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "CUDA error" not in str(error):
+            raise
+        raise EngineError(
+            f"a CUDA device failed ({str(error).splitlines()[0]})",
+            fix="See nvidia-smi and dmesg, then run the same command again: what was scored before is kept",
+        ) from error
 
 
 def _scores(mixes: Sequence[Mix], tree: PrefixTree, sums: RowSums, positions: int) -> list[Score]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from exltune.engines.base import Progress, ScoreStats
+from exltune.engines.exllamav3.fits import Fits, device_bytes
 from exltune.engines.exllamav3.head import Leaf, RowSums, row_sums
 from exltune.engines.exllamav3.shelf import GroupChoice, Shelf
 from exltune.engines.exllamav3.states import StatePool
@@ -72,6 +74,10 @@ class ScorePass:
     def run(self, tree: PrefixTree, tokens: Tensor, progress: Progress | None) -> RowSums:
         """Row sums of every distinct leaf. Raises: NonFiniteError, EngineError where not even one row fits."""
         leaves = tuple(dict.fromkeys(tree.leaves))
+        fits = Fits(self.shelf, self.inventory, tree, tokens.shape[1])
+        for worker in self.workers:
+            worker.start(device_bytes(worker.device, self.limits.vram_bytes))
+            fits.check(worker.bytes_)
         self.stats.slabs += 1
         self.stats.layer_forwards += tree.layer_forwards
         self.stats.head_forwards += len({*leaves, (0, REFERENCE)})
@@ -79,9 +85,12 @@ class ScorePass:
         states: Mapping[int, Tensor] = {0: self._embed(tokens)}
         for layer, edges in enumerate(tree.layers):
             ticker.what = f"layer {layer}"
-            states = self._advance(states, layer, edges, tokens, ticker)
+            states = self._advance(states, layer, edges, tokens, fits, ticker)
         sums = self._head(states, leaves, tokens)
         self.stats.spilled_bytes = max(self.stats.spilled_bytes, self.pool.spilled_bytes)
+        self.stats.vram_bytes = max(worker.peak_bytes for worker in self.workers)
+        self.stats.shrunk = sum(worker.chunks.shrunk for worker in self.workers)
+        self.stats.ram_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return sums
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -94,7 +103,13 @@ class ScorePass:
         return state
 
     def _advance(
-        self, states: Mapping[int, Tensor], layer: int, edges: Sequence[Edge], tokens: Tensor, ticker: _Ticker
+        self,
+        states: Mapping[int, Tensor],
+        layer: int,
+        edges: Sequence[Edge],
+        tokens: Tensor,
+        fits: Fits,
+        ticker: _Ticker,
     ) -> Mapping[int, Tensor]:
         """All states after a layer; every (group, choice) that some edge needs is read once."""
         start = perf_counter()
@@ -106,7 +121,7 @@ class ScorePass:
 
         def share(number: int) -> float:
             worker = self.workers[number]
-            worker.hold(stored)
+            worker.hold(stored, placed=fits.all_at_once(layer, worker.bytes_))
             try:
                 run = _LayerRun(worker, layer, self.group_ids[layer], self.shelf, step, tokens)
                 return run.run(batches[number :: len(self.workers)], ticker.add)

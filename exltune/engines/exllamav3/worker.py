@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from exltune.engines.exllamav3.shelf import GroupChoice, Shelf, Stored
 from exltune.errors import NonFiniteError
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, CacheChoice, Choice
+
+_DEVICE_LOCKS: defaultdict[str, Lock] = defaultdict(Lock)
 
 
 class Worker:
@@ -37,7 +41,19 @@ class Worker:
         self._before, self.layers = modules[: blocks[0]], modules[blocks[0] : blocks[-1] + 1]
         self._after, self.head = modules[blocks[-1] + 1 : -1], modules[-1]
         self.chunks = Chunks(device)
+        self.bytes_: int | None = None
         self._held: dict[GroupChoice, Stored] = {}
+
+    def start(self, bytes_: int | None) -> None:
+        """A new score call, with as many bytes of the device."""
+        self.bytes_, self.chunks = bytes_, Chunks(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that torch took of the device since `start`; 0 on a CPU."""
+        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else 0
 
     @torch.inference_mode()
     def embed(self, ids: Tensor) -> Iterator[Tensor]:
@@ -69,9 +85,13 @@ class Worker:
             module.unload()
             collection.close()
 
-    def hold(self, tensors: Mapping[GroupChoice, Stored]) -> None:
-        """Keep a layer's stored tensors on the device, instead of those of the layer before."""
-        self._held = {pair: {n: self._placed(t) for n, t in stored.items()} for pair, stored in tensors.items()}
+    def hold(self, tensors: Mapping[GroupChoice, Stored], *, placed: bool = True) -> None:
+        """Keep a layer's stored tensors, instead of those of the layer before.
+
+        placed: on the device; else `loaded` brings them there each time.
+        """
+        place = self._placed if placed else _as_it_is
+        self._held = {pair: {n: place(t) for n, t in stored.items()} for pair, stored in tensors.items()}
 
     def hold_reference(self, module: Any, groups: Iterable[str], shelf: Shelf) -> None:
         """Keep the loaded module's own weights of groups, for mixes that leave them unquantized beside others."""
@@ -123,7 +143,7 @@ class Worker:
     def logits(self, normed: Tensor, choice: Choice) -> Tensor:
         """(1, n, hidden) -> (n, vocab) fp32, with the head's held tensors of a choice."""
         with self.loaded(self.head, self.tensors_of([(self.inventory.head.id, choice)])):
-            found: Tensor = self.head.forward(normed, {}, out_dtype=torch.float)
+            found = self._module_forward(self.head, normed, {}, torch.float)
         return found[0, :, : self.inventory.vocab_size]
 
     @contextmanager
@@ -133,8 +153,13 @@ class Worker:
         with torch.inference_mode(), self.loaded(linear, {n: self._placed(t) for n, t in tensors.items()}):
             yield linear.inner.get_weight_tensor()
 
-    def _module_forward(self, module: Any, hidden: Tensor, params: dict[str, Any]) -> Tensor:
-        found: Tensor = module.forward(module.prepare_for_device(hidden, params), params)
+    def _module_forward(
+        self, module: Any, hidden: Tensor, params: dict[str, Any], out_dtype: torch.dtype | None = None
+    ) -> Tensor:
+        arguments = {} if out_dtype is None else {"out_dtype": out_dtype}
+        # exllamav3 keeps one set of static buffers for each device.
+        with _DEVICE_LOCKS[str(module.device)]:
+            found: Tensor = module.forward(module.prepare_for_device(hidden, params), params, **arguments)
         return found
 
     def _through(self, modules: Sequence[Any], hidden: Tensor, params: dict[str, Any]) -> Tensor:
@@ -170,3 +195,7 @@ class Worker:
         if linear.inner.bias is not None:
             found[f"{linear.key}.bias"] = linear.inner.bias
         return found
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

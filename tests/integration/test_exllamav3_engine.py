@@ -1,0 +1,340 @@
+"""What the exllamav3 engine does beyond the contract: devices, memory, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import VOCAB, TinyModel
+
+from exltune.engines import open_engine
+from exltune.engines.exllamav3 import runtime
+from exltune.engines.exllamav3.chunks import Chunks
+from exltune.engines.exllamav3.engine import ExllamaEngine
+from exltune.engines.exllamav3.scoring import Limits
+from exltune.engines.exllamav3.states import StatePool
+from exltune.engines.exllamav3.worker import Worker
+from exltune.errors import EngineError, MissingTensorError, NonFiniteError, QuantMismatchError, StorageError
+from exltune.schema.mix import REFERENCE, Mix
+from exltune.schema.score import Score
+from tests.standin.devices import exllamav3_devices
+
+pytestmark = pytest.mark.gpu
+
+TOKENS = torch.randint(0, VOCAB, (5, 12), generator=torch.Generator().manual_seed(3))
+#: Bytes of a row's hidden states.
+ROW = 4 * 12 * 128
+
+
+def engine_on(
+    model: TinyModel, devices: int = 1, quants: dict[str, Path] | None = None, **limits: Any
+) -> ExllamaEngine:
+    return ExllamaEngine(
+        model.path, quants or model.quants, devices=exllamav3_devices()[:devices], limits=Limits(**limits)
+    )
+
+
+def mix_of(model: TinyModel, choice: str, **changes: str) -> Mix:
+    ids = [group.id for group in (*model.inventory.groups, model.inventory.head)]
+    return Mix(name=f"{choice}{changes}", choices=dict.fromkeys(ids, choice) | changes)
+
+
+def some_mixes(model: TinyModel) -> list[Mix]:
+    return [
+        mix_of(model, "2"),
+        mix_of(model, "3", **{"1.attn.q": "2", "head": "2"}),
+        mix_of(model, REFERENCE, **{"2.experts.down": "3"}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def scores(tiny_moe: TinyModel) -> list[Score]:
+    return engine_on(tiny_moe).score(some_mixes(tiny_moe), TOKENS)
+
+
+def alike(found: list[Score], expected: list[Score]) -> None:
+    """Equal but for the order of sums."""
+    for one, other in zip(found, expected, strict=True):
+        for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
+            assert getattr(one, field) == pytest.approx(getattr(other, field), rel=1e-3, abs=1e-3)
+
+
+def edited(path: Path, source: Path, **changes: torch.Tensor | None) -> Path:
+    """A copy of a model directory with other tensors; None drops one."""
+    tensors = {**load_file(source / "model.safetensors"), **changes}
+    path.mkdir()
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path / "model.safetensors")
+    (path / "config.json").write_bytes((source / "config.json").read_bytes())
+    return path
+
+
+def test_devices_share_the_rows(tiny_moe: TinyModel, scores: list[Score], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_on(tiny_moe, devices=2, batch_tokens=12)
+    if len(engine.workers) < 2:
+        pytest.skip("there is one CUDA device")
+    seen: dict[int, set[int]] = {}
+    forward = Worker.forward
+
+    def noted(worker: Worker, layer: int, hidden: torch.Tensor, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+        seen.setdefault(id(worker), set()).update(row.sum().item() for row in ids)
+        return forward(worker, layer, hidden, ids, cache)
+
+    monkeypatch.setattr(Worker, "forward", noted)
+    calls: list[int] = []
+    alike(engine.score(some_mixes(tiny_moe), TOKENS, lambda done, total, what: calls.append(done)), scores)
+    assert len(seen) == 2
+    assert calls == sorted(calls)
+    assert calls[-1] == engine.stats.layer_forwards
+
+
+def test_stored_tensors_are_read_once_and_only_those_needed(
+    tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_on(tiny_moe, devices=2)
+    reads: list[tuple[str, str]] = []
+    read = engine.shelf._read
+    monkeypatch.setattr(engine.shelf, "_read", lambda pair: reads.append(pair) or read(pair))
+    engine.score(some_mixes(tiny_moe), TOKENS)
+    assert len(reads) == len(set(reads))
+    assert ("2.experts.down", "3") in reads
+    assert ("1.attn.q", "3") not in reads
+
+
+def test_the_unquantized_layer_is_loaded_once(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_on(tiny_moe)
+    loads: list[str] = []
+    collection = engine.workers[0]._config.stc
+    get = collection.get_tensor
+
+    def noted(key: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not (collection.new_tensors and key in collection.new_tensors):
+            loads.append(key)
+        return get(key, *args, **kwargs)
+
+    monkeypatch.setattr(collection, "get_tensor", noted)
+    swaps = [mix_of(tiny_moe, REFERENCE, **{group.id: "2"}) for group in tiny_moe.inventory.groups]
+    engine.score(swaps, TOKENS)
+    weights = [key for key in loads if key.endswith("_proj.weight") or key == "lm_head.weight"]
+    assert weights
+    assert len(weights) == len(set(weights))
+
+
+@pytest.mark.parametrize("rows", [3, 0])
+def test_states_beyond_the_ram_given_go_to_disk(
+    tiny_moe: TinyModel, scores: list[Score], tmp_path: Path, rows: int
+) -> None:
+    engine = engine_on(tiny_moe, state_bytes=5 * ROW * rows, spill_dir=tmp_path)
+    assert engine.score(some_mixes(tiny_moe), TOKENS) == scores
+    assert engine.stats.spilled_bytes > 0
+    assert engine.stats.state_bytes - engine.stats.spilled_bytes <= 5 * ROW * rows
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_buffers_are_used_again(tmp_path: Path) -> None:
+    pool = StatePool(100, tmp_path)
+    first = pool.empty((25,), torch.float32)
+    second = pool.empty((25,), torch.float32)
+    assert (pool.peak_ram_bytes, pool.spilled_bytes) == (100, 100)
+    second.fill_(1.0)
+    pool.give_back(first)
+    third = pool.empty((5, 5), torch.float32)
+    assert third.data_ptr() == first.data_ptr()
+    assert (pool.peak_ram_bytes, pool.spilled_bytes) == (100, 100)
+
+
+def test_a_full_disk_is_told(tiny_moe: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    engine = engine_on(tiny_moe, state_bytes=ROW, spill_dir=tmp_path)
+    with pytest.raises(StorageError, match=r"the disk is full\. Make room for .* bytes of hidden states"):
+        engine.score(some_mixes(tiny_moe), TOKENS)
+
+
+def test_out_of_memory_in_the_middle_takes_smaller_chunks(
+    tiny_moe: TinyModel, scores: list[Score], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, most = Worker.forward, 2
+
+    def small(worker: Worker, layer: int, hidden: torch.Tensor, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+        if len(hidden) > most and layer > 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(worker, layer, hidden, ids, cache)
+
+    monkeypatch.setattr(Worker, "forward", small)
+    engine = engine_on(tiny_moe)
+    alike(engine.score(some_mixes(tiny_moe), TOKENS), scores)
+    assert engine.stats.shrunk == 1
+
+
+def test_a_row_that_does_not_fit_is_told() -> None:
+    def full(rows: slice, hidden: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED\nmore")
+
+    with pytest.raises(EngineError, match=r"too little memory for a single row \(cuBLAS: CUBLAS_STATUS_ALLOC_FAILED\)"):
+        Chunks(torch.device("cpu")).run(full, 0, torch.zeros(4, 2))
+
+
+def test_other_failures_pass_through() -> None:
+    def broken(rows: slice, hidden: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a shape")
+
+    with pytest.raises(RuntimeError, match="a shape"):
+        Chunks(torch.device("cpu")).run(broken, 0, torch.zeros(4, 2))
+
+
+def test_a_lost_device_is_told(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_args: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be ...")
+
+    monkeypatch.setattr(Worker, "forward", lost)
+    with pytest.raises(EngineError, match=r"a CUDA device failed .*unspecified launch failure.*same command again"):
+        engine_on(tiny_moe).score(some_mixes(tiny_moe), TOKENS)
+
+
+def test_a_layer_that_does_not_fit_is_told_before_work_starts(
+    tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "embed", lambda *_args: pytest.fail("work was started"))
+    with pytest.raises(EngineError, match=r"layer 0 needs about \d+ MiB of a device that has 0 MiB"):
+        engine_on(tiny_moe, vram_bytes=100_000).score(some_mixes(tiny_moe), TOKENS)
+
+
+def test_little_memory_brings_tensors_to_the_device_choice_by_choice(
+    tiny_moe: TinyModel, scores: list[Score], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[bool] = []
+    hold = Worker.hold
+
+    def noted(worker: Worker, tensors: Any, *, placed_: list[bool] = placed, placed: bool = True) -> None:
+        placed_.append(placed)
+        hold(worker, tensors, placed=placed)
+
+    monkeypatch.setattr(Worker, "hold", noted)
+    assert engine_on(tiny_moe, vram_bytes=900_000).score(some_mixes(tiny_moe), TOKENS) == scores
+    assert False in placed
+
+
+def test_nan_in_the_checkpoint_names_the_tensor(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    weight = load_file(tiny_moe.path / "model.safetensors")[name]
+    weight[3, 4] = float("nan")
+    path = edited(tmp_path / "model", tiny_moe.path, **{name: weight})
+    engine = ExllamaEngine(path, {}, devices=exllamav3_devices()[:1])
+    with pytest.raises(NonFiniteError, match=name.replace(".", r"\.")):
+        engine.score([mix_of(tiny_moe, REFERENCE)], TOKENS)
+
+
+def test_inf_in_a_quant_names_the_tensor(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    name = "model.layers.2.self_attn.v_proj.suh"
+    scale = load_file(tiny_moe.quants["2"] / "model.safetensors")[name]
+    scale[0] = float("inf")
+    quants = {"2": edited(tmp_path / "2", tiny_moe.quants["2"], **{name: scale})}
+    with pytest.raises(NonFiniteError, match=r"layers\.2\.self_attn\.v_proj\.suh"):
+        engine_on(tiny_moe, quants=quants).score([mix_of(tiny_moe, "2")], TOKENS)
+
+
+def test_a_quant_of_other_shapes_is_refused(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.gate_proj.trellis"
+    trellis = load_file(tiny_moe.quants["2"] / "model.safetensors")[name]
+    quants = {"2": edited(tmp_path / "2", tiny_moe.quants["2"], **{name: torch.cat([trellis, trellis])})}
+    with pytest.raises(QuantMismatchError, match=r"model\.layers\.0\.mlp\.gate_proj has shape \(256, 256\)"):
+        engine_on(tiny_moe, quants=quants).score([mix_of(tiny_moe, "2")], TOKENS)
+
+
+def test_a_quant_without_a_linear_names_it(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    name = "model.layers.1.self_attn.q_proj.trellis"
+    quants = {"2": edited(tmp_path / "2", tiny_moe.quants["2"], **{name: None})}
+    with pytest.raises(MissingTensorError, match=r"model\.layers\.1\.self_attn\.q_proj"):
+        engine_on(tiny_moe, quants=quants).score([mix_of(tiny_moe, "2")], TOKENS)
+
+
+def test_a_linear_that_a_quant_stores_unquantized_is_read(tiny_moe: TinyModel, tmp_path: Path) -> None:
+    key = "model.layers.0.self_attn.o_proj"
+    weight = load_file(tiny_moe.path / "model.safetensors")[f"{key}.weight"]
+    dropped = {f"{key}.{part}": None for part in ("trellis", "suh", "svh", "mul1")}
+    quants = {"2": edited(tmp_path / "2", tiny_moe.quants["2"], **dropped, **{f"{key}.weight": weight})}
+    (score,) = engine_on(tiny_moe, quants=quants).score([mix_of(tiny_moe, REFERENCE, **{"0.attn.o": "2"})], TOKENS)
+    assert max(score.kl_ref_mix) < 1e-6
+
+
+def test_wrong_versions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.importlib.metadata, "version", lambda _name: "1.4.1")
+    with pytest.raises(
+        EngineError, match=r"exllamav3 1\.4\.1 is installed; wanted is (<1\.7,>=1\.6\.5|>=1\.6\.5,<1\.7)"
+    ):
+        runtime.import_exllamav3()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise runtime.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(runtime.importlib.metadata, "version", absent)
+    with pytest.raises(EngineError, match=r"exllamav3 is not installed.*pip install 'exltune\[exllamav3\]'"):
+        runtime.import_exllamav3()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("CUDA_HOME environment variable is not set. Please set it to your CUDA install root."),
+        RuntimeError("Error building extension 'exllamav3_ext': ninja: build stopped: c++: not found"),
+        ImportError("libcudart.so.13: cannot open shared object file"),
+    ],
+)
+def test_no_extension_and_no_compiler_are_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, *others: Any) -> types.ModuleType:
+        if name.startswith("exllamav3"):
+            raise error
+        return load(name, *others)
+
+    load = runtime.importlib.import_module
+
+    monkeypatch.setattr(runtime.importlib, "import_module", fail)
+    with pytest.raises(EngineError, match=r"extension cannot be loaded .*toolkit with a C.. compiler") as caught:
+        runtime.import_exllamav3()
+    assert str(error)[-40:] in str(caught.value)
+
+
+def test_auto_says_why_it_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runtime, "import_exllamav3", lambda: pytest.fail("it was imported"))
+    assert runtime.why_not() == "there is no CUDA device"
+
+
+def test_auto_takes_it_where_both_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exltune.engines.base import auto_engine
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runtime, "import_exllamav3", lambda: types.ModuleType("exllamav3"))
+    assert auto_engine() == ("exllamav3", None)
+    monkeypatch.setattr(runtime.importlib.metadata, "version", lambda _name: "2.0.0")
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runtime.importlib.metadata, "version", lambda _name: "2.0.0")
+    name, reason = auto_engine()
+    assert name == "reference"
+    assert "exllamav3 2.0.0 is installed" in str(reason)
+
+
+def test_without_a_gpu_it_is_refused_by_name(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match=r"there is no CUDA device\. Use --engine reference"):
+        open_engine("exllamav3", tiny_moe.path)
+
+
+def test_devices_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert runtime.named_devices([1]) == (torch.device("cuda", 1),)
+    assert len(runtime.named_devices([])) == 2
+    with pytest.raises(EngineError, match=r"no CUDA device 2, 7\. Choose from 0 to 1"):
+        runtime.named_devices([0, 7, 2])
