@@ -1,0 +1,71 @@
+"""A measurement on one and on two Ray workers of one core each: seconds of scoring, and the ratio.
+
+    python benchmarks/ray_workers.py MODEL QUANTS [--rows N] [--row-length T]
+
+Both run on the same local cluster with fresh stores; the time is that of the probes alone, engines open. The bytes of
+both measurements are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from exltune.measure import Budget
+from exltune.pipeline.data import data_settings
+from exltune.pipeline.measure import measure
+from exltune.pipeline.ray_scorer import RayScorer, RaySettings
+from exltune.pipeline.reporter import Silent
+
+
+class Stopwatch(Silent):
+    """Seconds from the moment when all workers are ready to the end of the measuring stage."""
+
+    seconds = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[object]:  # type: ignore[override]
+        started: list[float] = []
+        yield lambda done, total, what: started.append(time.perf_counter()) if done or started else None
+        self.seconds = time.perf_counter() - started[0]
+
+
+def main() -> None:
+    """Measure twice and print the ratio."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("quants", type=Path)
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--row-length", type=int, default=128)
+    asked = parser.parse_args()
+    texts = data_settings([], rows=asked.rows, row_length=asked.row_length)
+    # One worker takes all cores of the cluster but computes on one: the measure of what a second one adds.
+    seconds, files = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for workers in (1, 2):
+            out, watch = Path(folder) / str(workers) / "m.json", Stopwatch()
+            limit_workers(workers)
+            measure(
+                asked.model, asked.quants, out, texts, budget=Budget(everything=True), ray=RaySettings(), reporter=watch
+            )
+            seconds[workers] = watch.seconds
+            files.append(out.read_bytes())
+            print(f"{workers} worker(s): {watch.seconds:.1f} s")
+    print(
+        f"two workers are {seconds[1] / seconds[2]:.2f}x one, on {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}"
+    )
+    print("the measurements are equal to the byte" if files[0] == files[1] else "the measurements DIFFER")
+
+
+def limit_workers(count: int) -> None:
+    """Let the scorer start this many workers, whatever the cluster has room for."""
+    RayScorer._room = lambda scorer: count  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()
