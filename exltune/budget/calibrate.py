@@ -15,6 +15,8 @@ from exltune.schema.hardware import Overheads, Reading, Readings, Recalibrated, 
 
 #: Overhead -> the reading that replaces it: the largest one, so that every card that was read would fit.
 _REPLACED = {"context_bytes": "non_torch", "arena_tail_bytes": "weights_arena_tail"}
+#: How the names of those constants end that are sizes; the others are counts and factors.
+_SIZE = "_bytes"
 
 
 def recalibrate(
@@ -89,6 +91,8 @@ def _bytes(where: str, value: int | str) -> int:
 def _constant(name: str, value: float | str) -> float | int:
     where = f"constants.{name}"
     if isinstance(value, str):
+        if not name.endswith(_SIZE):
+            raise DataError(f"{where} is {value!r}, and it is no size", fix="Give a number")
         return parse_size(value, where)
     if not 0 <= value < float("inf"):
         raise DataError(f"{where} is {value:g}", fix="Give a number from 0 on")

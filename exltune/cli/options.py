@@ -34,6 +34,8 @@ def parse_numbers(option: str, text: str, example: str) -> tuple[float, ...]:
         numbers = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise UsageError(f"{option} {text!r} is no list of numbers", fix=f"For example {option} {example}") from error
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{option} {text!r} holds nan or inf", fix=f"For example {option} {example}")
     if not numbers:
         raise UsageError(f"{option} names no numbers", fix=f"For example {option} {example}")
     return numbers

@@ -104,7 +104,7 @@ def _sizes(plan: Plan) -> Table:
 
     from exltune.budget import format_size
 
-    table = Table(title=f"{plan.architecture} at {plan.bpw:.3f} bpw, head {plan.head_bits:g} bits")
+    table = Table(title=f"{plan.architecture} at {_bpw(plan):.3f} bpw, head {plan.head_bits:g} bits")
     table.add_column("what", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("of it", no_wrap=True)
@@ -143,14 +143,25 @@ def _lines(plan: Plan) -> list[str]:
     lines = [_verdict(plan)]
     if plan.bare_slack_bytes is not None and not plan.fits:
         lines.append(_before_overhead(plan))
-    if plan.max_bpw is not None:
-        lines.append(f"Largest average that fits: {int(plan.max_bpw * 1e3) / 1e3:.3f} bpw.")
-    if plan.max_context is not None:
+    limited = plan.binding is not None
+    if limited and plan.max_bpw is not None:
+        lines.append(f"Largest average that fits: {_largest(plan.max_bpw):.3f} bpw.")
+    if limited and plan.max_context is not None:
         lines.append(f"Largest context with these weights: {plan.max_context:,} tokens.")
     if plan.remedies:
         lines.append(f"Any one of these makes it fit: {'; '.join(remedy.text for remedy in plan.remedies)}.")
     lines += [_changed(found, plan.unit) for found in plan.recalibrated]
     return lines
+
+
+def _bpw(plan: Plan) -> float:
+    """The plan's own, never above the largest that fits as that is shown."""
+    return min(plan.bpw, _largest(plan.max_bpw)) if plan.fits and plan.max_bpw is not None else plan.bpw
+
+
+def _largest(bpw: float) -> float:
+    """Rounded down, so that what is shown fits."""
+    return int(bpw * 1e3) / 1e3
 
 
 def _verdict(plan: Plan) -> str:

@@ -15,6 +15,9 @@ from exltune.inventory.reader import ConfigReader, text_reader
 #: The same number under the names that transformers has used.
 _EXPERT_COUNT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts")
 
+#: Far above the layers of any model and the experts of any layer: what is beyond is a slip, and would take hours.
+_MOST = 4096
+
 #: exllamav3 cuts wider dense MLPs into slices with keys of their own (constants.py, MAX_MLP_INTERMEDIATE).
 _MAX_DENSE_INTERMEDIATE = 55296
 
@@ -104,7 +107,7 @@ def model_shape(config: Mapping[str, Any], where: str = "config.json") -> ModelS
     row = architecture(_class_name(config, where), where)
     need = _reader(row, config, where)
     _check_requirements(row, need)
-    layers, hidden = need.number("num_hidden_layers"), need.number("hidden_size")
+    layers, hidden = need.number("num_hidden_layers", maximum=_MOST), need.number("hidden_size")
     kinds = _attention_kinds(row, need, layers)
     dense_layers = _dense_layers(row, need, layers)
     q_heads = need.number("num_attention_heads")
@@ -117,7 +120,7 @@ def model_shape(config: Mapping[str, Any], where: str = "config.json") -> ModelS
         vocab=need.number("vocab_size"),
         attention=kinds,
         q_heads=q_heads,
-        kv_heads=1 if latent else need.number("num_key_value_heads", q_heads),
+        kv_heads=1 if latent else _kv_heads(need, q_heads),
         head_dim=latent.nope + latent.rope if latent else need.number("head_dim", hidden // q_heads),
         window=need.number("sliding_window") if "sliding" in kinds else None,
         latent=latent,
@@ -125,7 +128,7 @@ def model_shape(config: Mapping[str, Any], where: str = "config.json") -> ModelS
         dense_intermediate=_dense_intermediate(need) if dense_layers else 0,
         dense_layers=dense_layers,
         moe_intermediate=moe,
-        experts=need.number(*_EXPERT_COUNT_KEYS) if row.moe else 0,
+        experts=need.number(*_EXPERT_COUNT_KEYS, maximum=_MOST) if row.moe else 0,
         shared_intermediate=_shared_intermediate(row, need, moe),
         qk_norm=_flag(row.qk_norm, need),
         qkv_bias=_flag(row.qkv_bias, need),
@@ -134,6 +137,13 @@ def model_shape(config: Mapping[str, Any], where: str = "config.json") -> ModelS
         # exllamav3 reads this one beside text_config, not in it.
         tied=bool(config.get("tie_word_embeddings", False)),
     )
+
+
+def _kv_heads(need: ConfigReader, q_heads: int) -> int:
+    heads = need.number("num_key_value_heads", q_heads)
+    if q_heads % heads:
+        raise need.error(f"num_key_value_heads is {heads} where a divisor of num_attention_heads, {q_heads}, is needed")
+    return heads
 
 
 def _class_name(config: Mapping[str, Any], where: str) -> str:

@@ -20,7 +20,7 @@ class ConfigReader:
         """Whether the config gives a value that is not null."""
         return self.config.get(key) is not None
 
-    def number(self, *keys_and_default: str | int, minimum: int = 1) -> int:
+    def number(self, *keys_and_default: str | int, minimum: int = 1, maximum: int | None = None) -> int:
         """The first of the keys that the config has; a trailing int is the default. Raises: NotAModelError."""
         keys = [key for key in keys_and_default if isinstance(key, str)]
         found = next((self.config[key] for key in keys if self.has(key)), None)
@@ -32,6 +32,8 @@ class ConfigReader:
         if isinstance(found, bool) or not isinstance(found, int) or found < minimum:
             kind = "a positive whole number" if minimum == 1 else f"a whole number from {minimum} on"
             raise self.error(f"{names} is {found!r} where {kind} is needed")
+        if maximum is not None and found > maximum:
+            raise self.error(f"{names} is {found}, and no model has more than {maximum}")
         return found
 
     def names(self, key: str, length: int, known: Mapping[str, object]) -> list[str]:

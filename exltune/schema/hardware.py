@@ -98,7 +98,7 @@ class Reading(Record):
     weights_arena_tail: int | str | None = None
     statics: int | str | None = None
     largest_transient: int | str | None = None
-    chunk: int | None = None
+    chunk: int | None = Field(None, gt=0)
 
 
 class Readings(Record):

@@ -88,6 +88,7 @@ def test_bad_input(moe_model, quants, data, tmp_path):
     compare = ("compare", moe_model, "--quants", quants, *data)
     fail(2, "--groups", "0,32", here=tmp_path, arguments=(*compare, "--groups", "0,32"))
     fail(2, "--groups", here=tmp_path, arguments=(*compare, "--groups", "32.5"))
+    fail(2, "--groups 'inf' holds", here=tmp_path, arguments=(*compare, "--groups", "inf"))
     (tmp_path / "there.json").write_text("")
     fail(8, "there.json", here=tmp_path, arguments=(*compare, "--out", tmp_path / "there.json"))
     fail(6, "no base quants", here=tmp_path, arguments=("compare", moe_model, "--quants", moe_model, *data))

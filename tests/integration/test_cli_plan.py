@@ -168,6 +168,9 @@ def test_bad_options(code: int, options: tuple[str, ...], words: tuple[str, ...]
         (10, {"hidden_size": None}, ("hidden_size is missing",)),
         (10, {"num_key_value_heads": -8}, ("num_key_value_heads is -8",)),
         (10, {"n_routed_experts": "many"}, ("n_routed_experts", "many")),
+        (10, {"num_key_value_heads": 200}, ("num_key_value_heads is 200", "num_attention_heads")),
+        (10, {"num_hidden_layers": 10**9}, ("num_hidden_layers is 1000000000",)),
+        (10, {"n_routed_experts": 10**9}, ("n_routed_experts", "is 1000000000")),
     ],
 )
 def test_bad_configs(tmp_path: Path, code: int, changes: dict[str, object], words: tuple[str, ...]) -> None:
@@ -191,6 +194,22 @@ def test_bad_sources(tmp_path: Path, exl3_dir: Callable[..., Path]) -> None:
     check(2, ("--head-bits", "finished quant"), "plan", exl3_dir("qwen3"), "--head-bits", "6")
     (tmp_path / "readings.json").write_text('{"readings": [{"gpu_memory": 3}]}')
     check(7, ("gpu_memory",), "plan", GLM_4_7, "--calibrate", tmp_path / "readings.json")
+    (tmp_path / "readings.json").write_text('{"readings": [{"largest_transient": "1GiB", "chunk": 0}]}')
+    check(7, ("readings.0.chunk",), "plan", GLM_4_7, "--calibrate", tmp_path / "readings.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--contexts", "nan"), ("--contexts 'nan' holds",)),
+        (("--contexts", "1024,inf"), ("--contexts '1024,inf' holds",)),
+        (("--contexts", "1.5"), ("--contexts '1.5' has 1.5 tokens",)),
+        (("--contexts", "1024", "--caches", "k5v4"), ("--caches 'k5v4'",)),
+        (("--contexts", "1024", "--caches", ";"), ("--caches names no cache",)),
+    ],
+)
+def test_bad_options_of_a_trade(tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    check(2, words, "trade", tmp_path / "measurement.json", "--vram", "1GiB", *options)
 
 
 def check(code: int, words: tuple[str, ...], *arguments: object) -> None:

@@ -220,6 +220,7 @@ def question_transient(profile: ModelProfile, chunk: int) -> int:
         ({"constants": {"contxt_bytes": 1}}, ("contxt_bytes", "context_bytes")),
         ({"constants": {"reserve_bytes": -1}}, ("reserve_bytes",)),
         ({"constants": {"multiprocessors": 2.5}}, ("multiprocessors",)),
+        ({"constants": {"transient_factor": "870MiB"}}, ("constants.transient_factor", "Give a number")),
     ],
 )
 def test_bad_readings_name_the_field(glm: ModelProfile, content: dict[str, Any], words: tuple[str, ...]) -> None:
