@@ -90,7 +90,9 @@ def make_tune(tiny: TinyModel, out: Path, bits: float = 3.15, seed: int = 1, **c
         choices={group.id: "2" for group in tiny.inventory.groups},
         size_bytes=3_150_000_000,
         head_choice="2",
-        search=SearchDetail(outcome="search", searched=True, passes=41.5, rounds=(), standings=()),
+        search=SearchDetail(
+            outcome="search", searched=True, passes=41.5, options=("--passes", "42"), rounds=(), standings=()
+        ),
         provenance=made,
     )
     tensors = {key: 2.0 for group in tiny.inventory.groups for key in group.tensors}

@@ -46,7 +46,7 @@ def card_run(tune: PublishedTune, recipe: Recipe, measurement: Measurement, verd
         level=measured.level,
         search_tokens_sha256=measured.provenance.tokens_sha256,
         heat_map=picture,
-        commands=(_command(tune, job, measured),),
+        commands=(_command(tune, job, measured, () if search is None else search.options),),
     )
 
 
@@ -64,7 +64,7 @@ def card_text(measurements: Sequence[Measurement]) -> CardText | None:
     )
 
 
-def _command(tune: PublishedTune, job: TuneJob, measured: MeasurementDetail) -> str:
+def _command(tune: PublishedTune, job: TuneJob, measured: MeasurementDetail, search: Sequence[str]) -> str:
     """The command that makes this tune, without the folders of this machine."""
     model, out = PurePath(job.model).name, tune.path.resolve().name
     if measured.data.texts is Texts.SMALL_MODEL:
@@ -74,4 +74,4 @@ def _command(tune: PublishedTune, job: TuneJob, measured: MeasurementDetail) -> 
     words = ["exltune", "tune", model, "--out", out, "--target-bpw", f"{job.target_bpw:g}"]
     words += ["--bits", ",".join(widths), "--head-bits", ",".join(heads if len(set(heads)) > 1 else heads[:1] or ["6"])]
     words += ["--codebook", measured.codebook, "--level", f"l{job.level}", *data_options(measured.data, published=True)]
-    return shlex.join(words)
+    return shlex.join([*words, *search])

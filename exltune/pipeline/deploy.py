@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from exltune import __version__
 from exltune.budget import Limits, parse_cache
 from exltune.budget.cache import PAGE_TOKENS
-from exltune.errors import BudgetError, QuantMismatchError, UsageError
+from exltune.errors import BudgetError, OutputExistsError, QuantMismatchError, UsageError
 from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.inventory import read_config
 from exltune.pipeline.base_quants import RECIPE
@@ -34,7 +35,7 @@ from exltune.publish.tabby_tokens import TOKENS, copy_tokens, write_new_tokens
 from exltune.schema.deploy import Deployment, DeployReport, DraftSettings, TabbySettings
 from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Overheads, SizeUnit, Use
 from exltune.schema.plan import Plan
-from exltune.store.files import new_directory, refuse_existing_file, write_text
+from exltune.store.files import new_directory, write_text
 from exltune.store.records import read_recipe, read_record, write_record
 
 #: What the plan was; marks a directory that --force may replace.
@@ -124,8 +125,12 @@ def write_deployment(deployment: Deployment, out: Path, *, force: bool = False) 
     folder = Path(deployment.models_dir) / deployment.model_name
     model_config = folder / MODEL_CONFIG if folder.is_dir() else out / MODEL_CONFIG
     text = model_config_text(deployment)
-    if folder.is_dir() and not _same(model_config, text):
-        refuse_existing_file(model_config, force=force)
+    if folder.is_dir() and model_config.exists() and not force and not _same(model_config, text):
+        raise OutputExistsError(
+            "the model's folder holds one that says otherwise",
+            where=str(model_config),
+            fix="Move it away, or replace it with --force",
+        )
     kept = force and (out / TOKENS).is_file()
     with new_directory(out, force=force, replaces=DEPLOYMENT) as partial:
         if kept:
@@ -168,6 +173,13 @@ def _check(wish: Wish) -> None:
         )
     if not 0 < wish.port < 1 << 16:
         raise UsageError(f"--port {wish.port} does not exist", fix="Give 1 to 65535")
+    try:
+        ip_address(wish.host)
+    except ValueError as error:
+        # Docker publishes ports on addresses alone, not on names.
+        raise UsageError(
+            f"--host {wish.host!r} is no IP address", fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all"
+        ) from error
 
 
 def _place(source: Path, wish: Wish) -> tuple[Path, str]:

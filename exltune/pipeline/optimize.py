@@ -60,6 +60,11 @@ class OptimizeSettings:
     storage: str | None = None
     seconds: float | None = None
 
+    def bounds(self) -> tuple[str, ...]:
+        """How long to search, as options of the command line."""
+        time = () if self.seconds is None else ("--time", f"{self.seconds:g}s")
+        return ("--passes", f"{self.search.passes:g}", *time)
+
 
 @dataclass(frozen=True)
 class Optimized:
@@ -215,6 +220,7 @@ class _Run:
             outcome=ranked[0].name,
             searched=search is not None,
             passes=search.ledger.passes if search else 0.0,
+            options=self.settings.bounds(),
             rounds=tuple(search.rounds) if search else (),
             standings=tuple(ranked),
             exponents=outcome.law.exponents(),

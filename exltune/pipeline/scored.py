@@ -62,5 +62,7 @@ def _check_complete(scored: ScoredQuant, file: Path) -> None:
             where=str(file),
             fix=f"Give the directory {scored.row.path}, to score it again",
         )
+    if scored.row.size_bytes < 1:
+        raise GateRefusedError(f"{scored.row.name} has no bytes", where=str(file), fix="Give the directory itself")
     if not all(math.isfinite(value) for values in sums for value in values):
         raise GateRefusedError(f"scores of {scored.row.name} are NaN or inf", where=str(file), fix="Check that quant")

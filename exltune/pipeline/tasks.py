@@ -71,6 +71,8 @@ def run_tasks(
     Raises: UsageError without the harness or for tasks that it does not know or cannot ask over chat, DeployError
     where the endpoint does not answer, DataError where a task's data are not at hand, OutputExistsError.
     """
+    if not endpoint.startswith(_URL):
+        raise UsageError(f"{endpoint!r} is no http address", fix="For example http://localhost:5000/v1")
     if out is not None:
         refuse_existing_file(out, force=force)
     words = ["exltune", "tasks", endpoint, *settings.words(), *(["--out", str(out)] if out is not None else [])]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from math import floor, log10
+from collections.abc import Iterator
+from math import floor, isfinite, log10
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from exltune.errors import DataError
 from exltune.publish.card_metadata import front_matter
 from exltune.schema.card import Card
 
@@ -14,7 +16,10 @@ _DIGITS = 3
 
 
 def render_card(card: Card) -> str:
-    """README.md of a card, front matter included."""
+    """README.md of a card, front matter included. Raises: DataError for a number that is NaN or inf."""
+    for field, value in _leaves(card.model_dump()):
+        if isinstance(value, float) and not isfinite(value):
+            raise DataError(f"a card has no place for {field} = {value}", fix="Evaluate the quants again")
     environment = Environment(
         loader=PackageLoader("exltune.publish"),
         undefined=StrictUndefined,
@@ -26,6 +31,15 @@ def render_card(card: Card) -> str:
     )
     environment.filters |= {"size": size, "fixed": fixed, "count": count}
     return front_matter(card) + "\n" + environment.get_template(_TEMPLATE).render(card=card)
+
+
+def _leaves(content: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Every value of nested objects and lists, with its path: runs.0.difference."""
+    if not isinstance(content, dict | list | tuple):
+        yield name.removeprefix("."), content
+        return
+    for key, entry in content.items() if isinstance(content, dict) else enumerate(content):
+        yield from _leaves(entry, f"{name}.{key}")
 
 
 def size(value: float) -> str:

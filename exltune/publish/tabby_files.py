@@ -117,7 +117,7 @@ def compose_text(deployment: Deployment) -> str:
     cards = {"driver": "nvidia", "count": len(deployment.plan.per_gpu), "capabilities": ["gpu"]}
     service = {
         "build": ".",
-        "ports": [f"{deployment.host}:{deployment.port}:{_CONTAINER_PORT}"],
+        "ports": [f"{_bracketed(deployment.host)}:{deployment.port}:{_CONTAINER_PORT}"],
         "restart": "unless-stopped",
         "shm_size": "8g",
         "ulimits": {"memlock": -1, "nofile": 1048576},
@@ -133,6 +133,10 @@ def compose_text(deployment: Deployment) -> str:
         "volumes": [*(_mount(*pair) for pair in mounts.items()), _EXTENSIONS],
     }
     return _WRITTEN + _yaml({"services": {"tabbyapi": service}, "volumes": {"extensions": {}}})
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 #: Compiled kernels outlive the container.

@@ -90,12 +90,14 @@ class SearchDetail(Record):
     """The search behind a recipe.
 
     outcome: name of the standing that was handed over. searched: whether the loop ran (the base quants were at hand).
-    passes: model passes over the whole search set that the loop spent. dropped: mixes that scored NaN.
+    passes: model passes over the whole search set that the loop spent. options: of the command
+    line, that bounded it. dropped: mixes that scored NaN.
     """
 
     outcome: str
     searched: bool
     passes: float
+    options: tuple[str, ...] = ()
     rounds: tuple[Round, ...]
     standings: tuple[Standing, ...]
     exponents: dict[str, float] = Field(default_factory=dict)

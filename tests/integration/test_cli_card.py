@@ -98,7 +98,7 @@ def test_what_it_says(page):
     assert found["branches"] == ["3bpw_H6", "3.15bpw_H6"]
     assert "hf download me/glm --revision 3.15bpw_H6 --local-dir GLM-4.7-exl3-3.15bpw_H6" in text
     assert "exltune tune model --out low --target-bpw 3.2 --bits 3 --head-bits 6 --codebook mul1 --level l3" in text
-    assert "--data prose.txt --rows 256 --row-length 256 --seed 3" in text
+    assert "--data prose.txt --rows 256 --row-length 256 --seed 3 --passes 42" in text
     assert "the tuned quant is better" in text
     assert "before you compare perplexities" in text
     for picture in re.findall(r"!\[.*\]\((.*)\)", text):
@@ -165,6 +165,13 @@ def test_a_tune_that_has_not_ended(copied, tmp_path, name):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     arguments = ("card", copied, "--out", tmp_path / "page.md", *NAMED)
     fail(7, name, "has not ended", "exltune tune", here=tmp_path, arguments=arguments)
+
+
+def test_numbers_that_are_none(copied, tmp_path):
+    verdict = json.loads((copied / "verdict.json").read_text())
+    (copied / "verdict.json").write_text(json.dumps(verdict | {"difference": float("nan")}))
+    arguments = ("card", copied, "--out", tmp_path / "page.md", *NAMED)
+    fail(7, "runs.0.difference = nan", here=tmp_path, arguments=arguments)
 
 
 @pytest.mark.parametrize(

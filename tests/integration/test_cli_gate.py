@@ -117,7 +117,11 @@ def test_files_that_are_no_finished_run_are_refused(gated, against, moe_model, q
     stranger = json.loads(file.read_text())
     stranger["candidate"]["provenance"]["model_sha256"] = "0" * 64
     (tmp_path / "stranger.json").write_text(json.dumps(stranger))
+    empty = json.loads(file.read_text())
+    empty["candidate"]["row"]["size_bytes"] = 0
+    (tmp_path / "empty.json").write_text(json.dumps(empty))
     theirs = quants / "2bpw_H6"
+    fail(REFUSED, "has no bytes", here=tmp_path, arguments=against(theirs, f"{tmp_path / 'empty.json'}#candidate"))
     fail(REFUSED, "means", "2bpw_H6", here=tmp_path, arguments=against(evaluation, theirs))
     fail(REFUSED, "not complete", "11 rows", here=tmp_path, arguments=against(cut, theirs))
     fail(REFUSED, "has changed", here=tmp_path, arguments=against(changed, theirs))
@@ -131,6 +135,8 @@ def test_tasks_need_somebody_to_ask(against, quants, tmp_path):
     url = "http://127.0.0.1:9/v1"
     fail(2, "nobody to ask", here=tmp_path, arguments=against(quant, quant, "--tasks", "sums"))
     fail(2, "no tasks are named", here=tmp_path, arguments=against(quant, quant, "--candidate-endpoint", url))
+    asked = ("tasks", "sums.json", "--tasks", "sums", "--out", tmp_path / "answers.json")
+    fail(2, "'sums.json' is no http address", here=tmp_path, arguments=asked)
     fail(7, "absent.json", here=tmp_path, arguments=against(quant, quant, "--baseline-endpoint", "absent.json"))
     both = ("--candidate-endpoint", url, "--baseline-endpoint", url)
     fail(2, "the same server", here=tmp_path, arguments=against(quant, quant, "--tasks", "sums", *both))

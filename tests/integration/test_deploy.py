@@ -76,7 +76,7 @@ def test_nothing_is_overwritten(quant: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (quant / "tabby_config.yml").write_text("model: {}\n")
     asked = ("deploy", "tabby", quant, *PLANNED, "--out", out)
-    fail(8, "tabby_config.yml", "--force", here=tmp_path, arguments=asked)
+    fail(8, "tabby_config.yml", "Move it away", "--force", here=tmp_path, arguments=asked)
     (quant / "tabby_config.yml").unlink()
     succeed(*asked)
     fail(8, "out", "--force", here=tmp_path, arguments=asked)

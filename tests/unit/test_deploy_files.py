@@ -136,6 +136,7 @@ def test_what_does_not_fit_is_refused_in_the_planners_words(tmp_path: Path) -> N
         ({"chunk": 1000}, "--chunk 1000 is no multiple of 256.*Give 768"),
         ({"tool_format": "glm"}, "no tool format 'glm'.*glm4_7"),
         ({"port": 70000}, "--port 70000"),
+        ({"host": "localhost"}, "--host 'localhost' is no IP address"),
         ({"models_dir": None}, "--models FOLDER and --model-name NAME"),
         ({"model_name": "a/b"}, "no name of a folder"),
         ({"bits": None}, "Give --bits"),
