@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 from search_stage import MODELS, ROOT
 
+import exltune
 from exltune.budget import SizeModel
 from exltune.schema.mix import Mix
 from exltune.search.knapsack import Option, solve_knapsack
@@ -62,6 +64,24 @@ class Row:
     covered: float | None
     mix: float | None
     mix_se: float | None
+
+
+def kept_row(model: str, method: str, share: float, seeds: int, mix_seeds: int) -> Row:
+    """A line of the table, from its file where it was done before with these sources."""
+    digest = hashlib.sha256(repr((model, method, share, seeds, mix_seeds, _sources())).encode()).hexdigest()
+    file = WORK / "rows" / f"{digest[:20]}.json"
+    if file.is_file():
+        return Row(**json.loads(file.read_text()))
+    row = row_of(model, method, share, seeds, mix_seeds)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(row)))
+    return row
+
+
+def _sources() -> str:
+    """Hash of what decides an estimate."""
+    files = sorted(Path(exltune.__file__).parent.glob("measure/*.py")) + [ROOT / "benchmarks/measurement_methods.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def row_of(model: str, method: str, share: float, seeds: int, mix_seeds: int) -> Row:
@@ -185,7 +205,9 @@ def main() -> None:
     for method in reversed(METHODS):
         for share in _ONLY.get(method, SHARES) if arguments.shares else (TENTH,):
             for model in arguments.models:
-                rows.append(row_of(model, method, share, arguments.seeds, arguments.mix_seeds if share == TENTH else 0))
+                rows.append(
+                    kept_row(model, method, share, arguments.seeds, arguments.mix_seeds if share == TENTH else 0)
+                )
                 print(rows[-1], flush=True)
     met = verdicts(rows)
     settings = {"rows": ROWS, "pool_rows": {model: truth_of(model).rows for model in arguments.models}}
