@@ -1,9 +1,9 @@
 """A measurement on one and on two Ray workers of one core each: seconds of scoring, and the ratio.
 
-    python benchmarks/ray_workers.py MODEL QUANTS [--rows N] [--row-length T]
+    python benchmarks/ray_workers.py MODEL QUANTS [--rows N] [--row-length T] [--max-ram SIZE]
 
-Both run on the same local cluster with fresh stores; the time is that of the probes alone, engines open. The bytes of
-both measurements are compared.
+Both run on a local cluster with fresh stores; the time is that from the first finished probes on, when engines are
+open. A small --max-ram makes many small tasks, as a large model has them. The bytes of both are compared.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from exltune.budget import parse_size
 from exltune.measure import Budget
 from exltune.pipeline.data import data_settings
 from exltune.pipeline.measure import measure
@@ -42,16 +43,23 @@ def main() -> None:
     parser.add_argument("quants", type=Path)
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--row-length", type=int, default=128)
+    parser.add_argument("--max-ram", default="24MiB")
     asked = parser.parse_args()
     texts = data_settings([], rows=asked.rows, row_length=asked.row_length)
-    # One worker takes all cores of the cluster but computes on one: the measure of what a second one adds.
     seconds, files = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for workers in (1, 2):
             out, watch = Path(folder) / str(workers) / "m.json", Stopwatch()
             limit_workers(workers)
             measure(
-                asked.model, asked.quants, out, texts, budget=Budget(everything=True), ray=RaySettings(), reporter=watch
+                asked.model,
+                asked.quants,
+                out,
+                texts,
+                budget=Budget(everything=True),
+                max_ram=parse_size(asked.max_ram, "--max-ram"),
+                ray=RaySettings(),
+                reporter=watch,
             )
             seconds[workers] = watch.seconds
             files.append(out.read_bytes())
