@@ -232,6 +232,18 @@ def test_asking_for_more_never_makes_it_fit(
     assert fitting(bits, context, pair, cards) or not any(greedier)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_last_byte_decides(name: str) -> None:
+    """Where a plan fits exactly, a page, a bit or a byte more is too much."""
+    asked: dict[str, Any] = {"name": name, "context": 4096, "cache": "5,4"}
+    exact = 900 * GIB - (answer(3, vram="900GiB", **asked).slack_bytes or 0)
+    assert answer(3, vram=f"{exact}B", **asked).fits
+    assert not answer(3, vram=f"{exact - 1}B", **asked).fits
+    for more in ({"context": 4096 + 256}, {"cache": "6,4"}):
+        assert not answer(3, vram=f"{exact}B", **asked | more).fits
+    assert not answer(3.5, vram=f"{exact}B", **asked).fits
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(MODELS), st.sampled_from([2, 3.15, 8, None]), st.integers(1, 8000), CARDS)
 def test_the_answer_agrees_with_itself(name: str, bits: float | None, context: int, cards: list[int]) -> None:
