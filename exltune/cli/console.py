@@ -19,6 +19,8 @@ from exltune.errors import ExltuneError, StorageError
 #: Tables are wider than a pipe's 80 columns.
 _PIPE_COLUMNS = 160
 _INTERRUPTED = 130
+#: Where no bar can be drawn (a log file), a line this often.
+_LINE_SECONDS = 60.0
 
 
 def output() -> Console:
@@ -34,11 +36,14 @@ class RichReporter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
-        """A bar while the stage lasts; a line with its duration afterwards."""
+        """A bar while the stage lasts, or a line every minute in a log; a line with its duration afterwards."""
         start = time.monotonic()
-        with self._bars() as bars:
-            task = bars.add_task(name, total=None, what="")
-            yield lambda done, total, what: bars.update(task, completed=done, total=total, what=what)
+        if self.console.is_terminal:
+            with self._bars() as bars:
+                task = bars.add_task(name, total=None, what="")
+                yield lambda done, total, what: bars.update(task, completed=done, total=total, what=what)
+        else:
+            yield _Lines(self.console, name)
         self.console.print(f"{name}: done in {time.monotonic() - start:.0f} s", highlight=False)
 
     def remark(self, text: str) -> None:
@@ -56,8 +61,27 @@ class RichReporter:
             TextColumn("{task.fields[what]}", style="dim"),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
         )
+
+
+class _Lines:
+    """Progress as lines in a log."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console, self._name = console, name
+        self._start = self._told = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        # A stage that is taken up again starts in the middle: what was there says nothing of the pace.
+        self._first = done if self._first is None else self._first
+        if now - self._told < _LINE_SECONDS or not total:
+            return
+        self._told = now
+        pace = (done - self._first) / (now - self._start)
+        left = f", about {(total - done) / pace / 60:.0f} min left" if pace > 0 else ""
+        self._console.print(f"{self._name}: {done / total:.0%}{left} {what}".rstrip(), highlight=False, style="dim")
 
 
 @contextmanager

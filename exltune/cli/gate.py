@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from exltune.schema.gate import GateResult
 
 _TOLERANCE = "0.5%"
+#: A share without % above this is taken for a percentage that was meant.
+_LARGEST_BARE = 0.1
 _QUANT = "EXL3 directory, or the file of an earlier gate (FILE#candidate or FILE#baseline name one of its two)."
 _ENDPOINT = "OpenAI-compatible endpoint (http://host:5000/v1), or a file of exltune tasks."
 
@@ -138,6 +140,10 @@ def parse_tolerance(text: str) -> float:
         share = -1.0
     if not 0 <= share < 1:
         raise UsageError(f"--tolerance {text!r} is no share of bytes", fix="For example --tolerance 0.5%")
+    if share > _LARGEST_BARE and not text.endswith("%"):
+        raise UsageError(
+            f"--tolerance {text} would be {share:.0%} of the bytes", fix=f"Write --tolerance {text}% or {share:.0%}"
+        )
     return share
 
 

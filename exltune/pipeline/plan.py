@@ -78,6 +78,12 @@ def _question(source: Path, limits: Limits, use: Use, asked: Asked, model: Path 
         raise NotAModelError(what, where=str(source), fix="Give a model, an EXL3 directory, a recipe or a config.json")
     config = read_config(source)
     if not any(source.glob("*.safetensors")):
+        if config.get("quantization_config", {}).get("quant_method") == "exl3":
+            raise NotAModelError(
+                "an EXL3 quant whose safetensors are missing",
+                where=str(source),
+                fix="Download it whole, or give its config.json to plan the model it was made of",
+            )
         return _of_config(config, source / "config.json", limits, use, asked)
     if not any(name.endswith(".trellis") for name in TensorFiles(source).entries):
         return _of_config(config, source / "config.json", limits, use, asked)

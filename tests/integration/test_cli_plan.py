@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import EXECUTABLE, exltune, succeed, write_recipe
+from command_line import EXECUTABLE, exltune, fail, succeed, write_recipe
 from safetensors import safe_open
 
 CONFIGS = Path(__file__).resolve().parents[1] / "fixtures" / "configs"
@@ -32,6 +32,13 @@ def linears(sizes: dict[str, int]) -> int:
     """Bytes of linears, router gates and head: everything but embedding, norms and the router's correction."""
     rest = ("norm.weight", "embed_tokens.weight", "e_score_correction_bias")
     return sum(size for name, size in sizes.items() if not name.endswith(rest))
+
+
+def test_a_quant_without_its_tensors_is_no_base_model(exl3_dir: Callable[..., Path], tmp_path: Path) -> None:
+    config = exl3_dir("qwen3") / "config.json"
+    (tmp_path / "config.json").write_bytes(config.read_bytes())
+    fail(10, "safetensors are missing", here=tmp_path, arguments=("plan", tmp_path, "--vram", "1GiB"))
+    assert succeed("plan", tmp_path / "config.json", "--vram", "4GiB")["fits"]
 
 
 @pytest.mark.parametrize(("bits", "head_bits", "codebook"), [(3, 6, "mul1"), (2.5, 4, "mul1"), (4, 8, "mcg")])
