@@ -16,6 +16,7 @@ from torch import Tensor
 from exltune.budget import Limits
 from exltune.engines.base import AUTO, Engine, Progress, open_engine
 from exltune.inventory import read_config
+from exltune.measure import Budget
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.demo import DEMO_DATA
 from exltune.pipeline.measure import measure
@@ -50,7 +51,14 @@ def prepare(model: str, reporter: Reporter) -> None:
     if not all((work / "quants" / QUANTS.directory(bits)).is_dir() for bits in QUANTS.widths):
         quantize(ROOT / "models" / model, work / "quants", QUANTS, DEMO_DATA, reporter=reporter)
     if not (work / "measurement.json").is_file():
-        measure(ROOT / "models" / model, work / "quants", work / "measurement.json", DEMO_DATA, reporter=reporter)
+        measure(
+            ROOT / "models" / model,
+            work / "quants",
+            work / "measurement.json",
+            DEMO_DATA,
+            budget=Budget(everything=True),
+            reporter=reporter,
+        )
 
 
 @dataclass(frozen=True)
