@@ -9,6 +9,7 @@ import typer
 
 from exltune import __version__
 from exltune.cli import options
+from exltune.cli.build import build
 from exltune.cli.card import card
 from exltune.cli.compare import compare
 from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
@@ -72,6 +73,7 @@ def inspect(model: options.Model, json: options.Json = False) -> None:
 app.command()(plan)
 app.command()(explain)
 app.command()(card)
+app.command()(build)
 app.command()(push)
 app.command()(report)
 app.command()(measure)
@@ -101,6 +103,7 @@ def quantize(
     row_length: options.RowLength = _ROW_LENGTH,
     seed: options.Seed = 0,
     engine: options.EngineName = "auto",
+    devices: options.Devices = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -110,35 +113,13 @@ def quantize(
 
         settings = _quants(bits, head_bits, codebook)
         texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
-        paths = run(model, out, settings, texts, engine=engine, force=force, reporter=RichReporter())
+        cards = options.parse_devices(devices)
+        paths = run(model, out, settings, texts, engine=engine, devices=cards, force=force, reporter=RichReporter())
         if json:
             print_json({"quants": [str(path) for path in paths]})
         else:
             for path in paths:
                 typer.echo(path)
-
-
-@app.command()
-def build(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="What optimize wrote, or any exllamav3 recipe.")],
-    quants: options.Quants,
-    out: options.Out,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="The unquantized model, for linears at 16 bits.", show_default=False)
-    ] = None,
-    force: options.Force = False,
-    json: options.Json = False,
-) -> None:
-    """Build the mixed EXL3 model of a recipe from base quants."""
-    with errors_in_one_line(json):
-        from exltune.cli.tables import size as readable
-        from exltune.pipeline.build import build as run
-
-        size = run(recipe, quants, out, model=model, force=force, reporter=RichReporter())
-        if json:
-            print_json({"model": str(out), **size.model_dump(mode="json")})
-        else:
-            typer.echo(f"{out}: {readable(size.size_bytes)}, {size.bpw:.3f} bpw, head {size.head_bpw:.3f} bpw")
 
 
 @app.command()

@@ -41,6 +41,14 @@ def parse_numbers(option: str, text: str, example: str) -> tuple[float, ...]:
     return numbers
 
 
+def parse_devices(text: str | None) -> tuple[int, ...]:
+    """`0,1` -> (0, 1). Raises: UsageError."""
+    numbers = parse_numbers("--devices", text, "0,1") if text is not None else ()
+    if any(number < 0 or not number.is_integer() for number in numbers):
+        raise UsageError(f"--devices {text!r} are no numbers of devices", fix="For example --devices 0,1")
+    return tuple(int(number) for number in numbers)
+
+
 def parse_quants(bits: str, head_bits: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Widths of the base quants, ascending, and bits of their heads, one for all or one each. Raises: UsageError."""
     widths = parse_numbers("--bits", bits, "2,3,4")
@@ -175,6 +183,9 @@ TargetBpw = Annotated[
         "--target-bpw", help="Size in exllamav3's bpw: all linears but the head, scales included.", show_default=False
     ),
 ]
-EngineName = Annotated[str, typer.Option("--engine", help="auto or reference.")]
+EngineName = Annotated[str, typer.Option("--engine", help="auto, reference (CPU) or exllamav3 (CUDA).")]
+Devices = Annotated[
+    str | None, typer.Option("--devices", help="CUDA devices to use, such as 0,1,2; else all.", show_default=False)
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from exltune.errors import UsageError
 from exltune.schema.mix import Choice, Mix
@@ -84,6 +84,37 @@ class LayerCapture:
     rare_experts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class ConvertJob:
+    """A whole model to be quantized by the engine's own converter.
+
+    bits and head_bits: of all linears, and of the head. recipe: bits by module key instead, where given. hq: how often
+    exllamav3 raises the bits of its select layers. out: the empty directory to write into. work_dir: what is kept for
+    taking the job up again.
+    """
+
+    bits: float
+    head_bits: float
+    codebook: Codebook
+    out: Path
+    work_dir: Path
+    recipe: Mapping[str, float] | None = None
+    hq: int = 0
+
+
+@runtime_checkable
+class Converter(Protocol):
+    """An engine that quantizes whole models, faster than `Engine.quantize` would linear by linear."""
+
+    def convert(self, job: ConvertJob, tokens: Tensor, progress: Progress | None = None) -> None:
+        """Write an EXL3 directory, taking up what an earlier attempt left.
+
+        tokens: (rows, T) calibration rows. progress counts weights.
+        Raises: EngineError with the converter's last lines.
+        """
+        ...
+
+
 class Engine(Protocol):
     """All that costs compute. Token sets are int64 tensors (rows, T); every row has the same length."""
 
@@ -146,18 +177,28 @@ def auto_engine() -> tuple[str, str | None]:
 
 
 def open_engine(
-    name: str, model_dir: str | Path, quants: Mapping[Choice, Path] | None = None, *, state_bytes: int | None = None
+    name: str,
+    model_dir: str | Path,
+    quants: Mapping[Choice, Path] | None = None,
+    *,
+    state_bytes: int | None = None,
+    devices: Sequence[int] = (),
 ) -> Engine:
     """Open an engine on a model and its base quants; "auto" picks the fastest one that this machine can run.
 
     quants: choice -> EXL3 directory; "16" is always the reference and needs none. state_bytes: hidden states that a
-    score call may hold at one time, the engine's own default if None.
-    Raises: UsageError for an unknown name, and what reading the model raises.
+    score call may hold at one time, the engine's own default if None. devices: numbers of the CUDA devices to use, all
+    of them if none are named.
+    Raises: UsageError for an unknown name or for devices of an engine that has none, and what reading the model raises.
     """
     resolved = auto_engine()[0] if name == AUTO else name
     if resolved not in _ENGINES:
         raise UsageError(f"there is no engine {name!r}", fix=f"Choose one of: {', '.join(engine_names())}")
     module, _, attribute = _ENGINES[resolved].partition(":")
-    settings = {} if state_bytes is None else {"state_bytes": state_bytes}
+    settings: dict[str, object] = {} if state_bytes is None else {"state_bytes": state_bytes}
+    if devices:
+        if resolved in _ON_CPU:
+            raise UsageError(f"engine {resolved} runs on the CPU", fix="Leave --devices out, or take another --engine")
+        settings["devices"] = tuple(devices)
     engine: Engine = getattr(import_module(module), attribute)(Path(model_dir), dict(quants or {}), **settings)
     return engine

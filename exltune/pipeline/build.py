@@ -60,7 +60,7 @@ def build(
         splice_model(partial, inventory, bits, sources, head.directory, settings, files, progress)
         write_recipe(partial / RECIPE, recipe)
         size = directory_size(inventory, QuantDir(partial))
-        _check_planned(recipe, size, out)
+        check_planned(recipe, size, out)
     return size
 
 
@@ -79,7 +79,8 @@ def _check_made_for(recipe: Recipe, quants: Sequence[BaseQuant], where: Path) ->
         )
 
 
-def _check_planned(recipe: Recipe, size: MixSize, out: Path) -> None:
+def check_planned(recipe: Recipe, size: MixSize, out: Path) -> None:
+    """Raises: QuantMismatchError where a recipe foresaw other bytes."""
     planned = recipe.exltune.size_bytes if recipe.exltune is not None else None
     if planned is not None and planned != size.size_bytes:
         raise QuantMismatchError(

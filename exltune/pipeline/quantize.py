@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from exltune.build import assemble_quant
-from exltune.engines.base import AUTO, Engine, Progress, open_engine
+from exltune.engines.base import AUTO, Converter, ConvertJob, Engine, Progress, open_engine
 from exltune.errors import (
     CorruptFileError,
     DataError,
@@ -79,6 +80,7 @@ def quantize(
     data: DataSettings,
     *,
     engine: str = AUTO,
+    devices: Sequence[int] = (),
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Path]:
@@ -89,14 +91,17 @@ def quantize(
     """
     reporter = reporter or Silent()
     settings.check()
-    opened = open_engine(engine, model)
+    opened = open_engine(engine, model, devices=devices)
     with exclusive(out):
         run = _Run(opened, out, settings, data)
         missing = run.missing(force)
         if missing:
             try:
-                run.quantize(missing, reporter)
-                run.assemble(missing, force, reporter)
+                if isinstance(opened, Converter):
+                    run.convert(opened, missing, force, reporter)
+                else:
+                    run.quantize(missing, reporter)
+                    run.assemble(missing, force, reporter)
             except (NonFiniteError, MissingTensorError):
                 # Once the model is mended it is another one: what is done of this one is of no use.
                 run.store.remove()
@@ -147,8 +152,7 @@ class _Run:
             reporter.remark(f"Taking up again: {len(wanted) - len(todo)} of {len(wanted)} tensors are done")
         if not todo:
             return
-        with reporter.stage("Checking weights") as progress:
-            check_weights(TensorFiles(self.engine.model_dir), self.inventory, progress)
+        self._check_weights(reporter)
         with (
             reporter.stage("Quantizing") as progress,
             closing(quantize_tensors(self.engine, ids(self.tokens), todo, self.settings.codebook, progress)) as tensors,
@@ -163,6 +167,30 @@ class _Run:
                 f"{len(rare_experts)} experts saw few calibration tokens by the model's own routing (all tokens were "
                 f"shown to them all the same): {', '.join(list(rare_experts)[:8])}{', ...' * (len(rare_experts) > 8)}"
             )
+
+    def convert(self, converter: Converter, widths: Sequence[float], force: bool, reporter: Reporter) -> None:
+        """Write the directories of all widths with the engine's own converter, which keeps what it needs to resume."""
+        self._check_weights(reporter)
+        for bits in widths:
+            directory, work_dir = self.out / self.settings.directory(bits), self._work_dir(bits)
+            if work_dir.is_dir():
+                reporter.remark(f"Taking up again: {directory.name}")
+            with (
+                new_directory(directory, force=force, replaces=QUANTIZATION_CONFIG) as partial,
+                reporter.stage(f"Converting {directory.name}") as progress,
+            ):
+                head = self.settings.head_of(bits)
+                job = ConvertJob(bits, head, self.settings.codebook, partial, work_dir)
+                converter.convert(job, ids(self.tokens), progress)
+                write_record(partial / RECORD, self._record(bits, {}))
+            shutil.rmtree(work_dir)
+
+    def _work_dir(self, bits: float) -> Path:
+        return self.out / ".exltune" / f"{self.job[:16]}-{self.settings.directory(bits)}"
+
+    def _check_weights(self, reporter: Reporter) -> None:
+        with reporter.stage("Checking weights") as progress:
+            check_weights(TensorFiles(self.engine.model_dir), self.inventory, progress)
 
     def assemble(self, widths: Sequence[float], force: bool, reporter: Reporter) -> None:
         """Write the directories of all widths from the store."""

@@ -20,6 +20,7 @@ _EAGER = (
     "exllamav3.architecture.architectures",
     "exllamav3.conversion.allocation",
     "exllamav3.conversion.compile",
+    "exllamav3.conversion.convert_model",
     "exllamav3.conversion.optimize_model",
     "exllamav3.modules.quant.exl3_lib.quantize",
 )

@@ -10,11 +10,12 @@ import types
 from typing import Any
 
 import torch
+from exllamav3.conversion import convert_model
 from exllamav3.loader.safetensors import SafetensorsCollection
-from exllamav3.modules import block_sparse_mlp, mlp
+from exllamav3.modules import block_sparse_mlp, linear, mlp
 from exllamav3.modules.attention_fn import dispatch
 from exllamav3.modules.attention_fn.torch import fn_torch_sdpa_fallback_nocache
-from exllamav3.modules.quant.exl3_lib import quantize
+from exllamav3.modules.quant.exl3_lib import hessian_packed, quantize
 from torch import Tensor
 
 
@@ -25,6 +26,7 @@ def apply() -> None:
     _route_and_run_experts_one_by_one()
     _quantize_without_streams()
     _keep_the_hessian()
+    _convert_on_the_cpu()
 
 
 def _read_tensors_in_python() -> None:
@@ -60,7 +62,13 @@ class _TorchWithoutStreams(types.ModuleType):
         current_device=lambda: 0,
         Stream=lambda device=None: None,
         stream=lambda stream: contextlib.nullcontext(),
+        mem_get_info=lambda device=None: (1 << 34, 1 << 34),
     )
+
+    @staticmethod
+    def device(name: Any) -> torch.device:
+        """Device numbers name the CPU."""
+        return torch.device("cpu") if isinstance(name, int) else torch.device(name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -81,3 +89,45 @@ def _keep_the_hessian() -> None:
         return factor, hessian
 
     quantize.block_ldl = block_ldl
+
+
+class _Stager:
+    """Weights that are on the device already."""
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def prefetch(self, number: int, weight: Tensor) -> None:
+        """Nothing is on its way."""
+
+    def get(self, number: int, weight: Tensor) -> Tensor:
+        """The weight in fp32, never the caller's own."""
+        return weight.to(torch.float, copy=True)
+
+
+def _convert_on_the_cpu() -> None:
+    """The converter names devices by number and sums Hessians in a triton kernel."""
+    make, convert = convert_model.make_quant_args, linear.Linear.convert_exl3
+
+    def on_the_cpu(args: Any, idx: int, bits: float, devices: Any, *others: Any, **named: Any) -> Any:
+        return make(args, idx, bits, [torch.device("cpu")] * len(devices), *others, **named)
+
+    def without_swap(self: Any, *args: Any, override_swap_device: Any = None, **named: Any) -> Any:
+        return convert(self, *args, **named)
+
+    convert_model.torch = quantize.torch
+    convert_model.make_quant_args = on_the_cpu
+    linear.Linear.convert_exl3 = without_swap
+    linear.accumulate_ = _accumulate
+    quantize._WeightStager = _Stager
+
+
+def _accumulate(packed: Tensor, rows: Tensor) -> None:
+    """packed += xᵀx, its upper triangle in blocks, row by row of blocks; the rest of diagonal blocks is filled too."""
+    block = hessian_packed.PACK_BLOCK
+    width = -(-rows.shape[1] // block) * block
+    padded = torch.nn.functional.pad(rows.float(), (0, width - rows.shape[1]))
+    full = (padded.T @ padded).view(width // block, block, width // block, block).permute(0, 2, 1, 3)
+    at = packed.view(-1, block, block)
+    upper = torch.triu_indices(width // block, width // block)
+    at += full[upper[0], upper[1]]

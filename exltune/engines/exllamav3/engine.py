@@ -11,8 +11,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from exltune.engines.base import Progress, ScoreStats
+from exltune.engines.base import ConvertJob, Progress, ScoreStats
 from exltune.engines.checks import check_mix, check_tokens
+from exltune.engines.exllamav3.converter import convert
 from exltune.engines.exllamav3.head import RowSums
 from exltune.engines.exllamav3.runtime import import_exllamav3, named_devices
 from exltune.engines.exllamav3.scoring import Limits, ScorePass
@@ -30,7 +31,8 @@ from exltune.schema.score import Score
 class ExllamaEngine:
     """exllamav3's own modules in fp16 on CUDA devices.
 
-    quants: choice -> EXL3 directory. devices: where it runs, all CUDA devices if none are given. limits: memory of a
+    quants: choice -> EXL3 directory. devices: where it runs, or numbers of CUDA devices; all of
+    these if none are given. limits: memory of a
     score call; state_bytes: its hidden states in RAM, if other than the limits' own.
     Raises: EngineError where exllamav3 cannot be used, and what reading the model raises.
     """
@@ -42,12 +44,13 @@ class ExllamaEngine:
         model_dir: Path,
         quants: Mapping[Choice, Path],
         *,
-        devices: Sequence[torch.device] = (),
+        devices: Sequence[torch.device | int] = (),
         limits: Limits | None = None,
         state_bytes: int | None = None,
     ) -> None:
         import_exllamav3()
-        self.devices = tuple(devices) or named_devices(())
+        given = tuple(device for device in devices if isinstance(device, torch.device))
+        self.devices = given or named_devices([device for device in devices if isinstance(device, int)])
         self.model_dir = Path(model_dir)
         self.inventory = load_unquantized(self.model_dir)
         self._head_dim = model_shape(read_config(self.model_dir)).head_dim
@@ -91,6 +94,11 @@ class ExllamaEngine:
             with worker.weight_of(key, self.shelf.read([(group, choice)])[group, choice]) as weight:
                 errors[key] = float((weight.float() - reference).norm() / reference.norm())
         return errors
+
+    def convert(self, job: ConvertJob, tokens: Tensor, progress: Progress | None = None) -> None:
+        """As Converter.convert, on all devices of this engine."""
+        check_tokens(tokens, self.inventory, self.model_dir)
+        convert(self.model_dir, self.inventory, job, tokens, [device.index or 0 for device in self.devices], progress)
 
     def _grouped_keys(self) -> list[str]:
         return [key for group in (*self.inventory.groups, self.inventory.head) for key in group.tensors]
