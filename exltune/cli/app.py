@@ -68,6 +68,7 @@ def inspect(model: options.Model, json: options.Json = False) -> None:
         else:
             for table in inspection_tables(report):
                 output().print(table)
+            typer.echo(f"Engine: {report.engine}{f' ({report.engine_remark})' if report.engine_remark else ''}")
 
 
 app.command()(plan)

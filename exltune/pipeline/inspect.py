@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exltune.budget import SizeModel
+from exltune.engines.base import auto_engine
 from exltune.exl3.codebooks import INTEGER_BITS, Codebook
 from exltune.inventory import load_inventory
 from exltune.schema.base import Record
@@ -15,7 +16,7 @@ class Inspection(Record):
     """The model, its groups in forward order with the head last, and the plain quants' sizes by bit width.
 
     size_bytes and bpw: bit width -> all linears and head with the head at `head_bits`; bpw is exllamav3's, scales
-    and router gates included, head left out.
+    and router gates included, head left out. engine: what `--engine auto` takes here; engine_remark: why no faster one.
     """
 
     path: str
@@ -27,12 +28,15 @@ class Inspection(Record):
     groups: tuple[Group, ...]
     size_bytes: dict[str, int]
     bpw: dict[str, float]
+    engine: str
+    engine_remark: str | None
 
 
 def inspect(model: Path, *, head_bits: float = 6.0, codebook: Codebook = "mul1") -> Inspection:
     """Inspect a model directory or an EXL3 directory. Raises: ModelError."""
     inventory = load_inventory(model)
     sizes = {f"{bits:g}": SizeModel(inventory, codebook).uniform_size(bits, head_bits) for bits in INTEGER_BITS}
+    engine, remark = auto_engine()
     return Inspection(
         path=str(model),
         architecture=inventory.architecture,
@@ -43,6 +47,8 @@ def inspect(model: Path, *, head_bits: float = 6.0, codebook: Codebook = "mul1")
         groups=_groups(inventory),
         size_bytes={bits: size.size_bytes for bits, size in sizes.items()},
         bpw={bits: size.bpw for bits, size in sizes.items()},
+        engine=engine,
+        engine_remark=remark,
     )
 
 

@@ -220,20 +220,26 @@ class ScoreContract:
 class CaptureContract:
     """What an engine must do besides that hands out Hessians; inherit and give `open_engine` and `tokens`."""
 
+    #: Of sums over tokens: relative, and absolute.
+    hessian_rtol, hessian_atol = 1e-5, 1e-3
+    #: Tokens of an expert that rounding may send elsewhere.
+    strays = 0
+
     def test_hessians_are_sums_over_the_inputs(
-        self, tiny_model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
+        self, model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
     ) -> None:
-        model = whole_model(tiny_model, uniform(tiny_model, REFERENCE), tmp_path / "ref")
-        inputs = _linear_inputs(model, tokens)
-        captures = list(open_engine(tiny_model).capture(tokens))
-        assert [capture.layer for capture in captures] == [*range(tiny_model.inventory.layers), None]
+        inputs = _linear_inputs(whole_model(model, uniform(model, REFERENCE), tmp_path / "ref"), tokens)
+        captures = list(open_engine(model).capture(tokens))
+        assert [capture.layer for capture in captures] == [*range(model.inventory.layers), None]
         found = {key: hessian for capture in captures for key, hessian in capture.hessians.items()}
-        quantizable = {key for group in tiny_model.inventory.groups for key in group.tensors} | {"lm_head"}
+        quantizable = {key for group in model.inventory.groups for key in group.tensors} | {"lm_head"}
         assert found.keys() == quantizable
         assert inputs.keys() <= found.keys()
         for key, vectors in inputs.items():
             assert found[key].count == tokens.numel()
-            torch.testing.assert_close(found[key].matrix.double(), vectors.T @ vectors, rtol=1e-5, atol=1e-3)
+            torch.testing.assert_close(
+                found[key].matrix.double(), vectors.T @ vectors, rtol=self.hessian_rtol, atol=self.hessian_atol
+            )
 
     def test_every_expert_sees_every_token(
         self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
@@ -251,8 +257,10 @@ class CaptureContract:
             inner = torch.nn.functional.silu(gate) * up
             hessians = [capture.hessians[f"{prefix}.{name}"] for name in ("gate_proj", "down_proj")]
             for hessian, vectors in zip(hessians, (hidden, inner), strict=True):
-                torch.testing.assert_close(hessian.matrix.double(), vectors.T @ vectors, rtol=1e-5, atol=1e-3)
-            assert capture.expert_tokens[prefix] == int((routed == expert).sum())
+                torch.testing.assert_close(
+                    hessian.matrix.double(), vectors.T @ vectors, rtol=self.hessian_rtol, atol=self.hessian_atol
+                )
+            assert abs(capture.expert_tokens[prefix] - int((routed == expert).sum())) <= self.strays
 
     def test_linears_with_one_input_share_one_hessian(
         self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor

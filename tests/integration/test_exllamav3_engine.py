@@ -21,6 +21,7 @@ from exltune.engines.exllamav3.scoring import Limits
 from exltune.engines.exllamav3.states import StatePool
 from exltune.engines.exllamav3.worker import Worker
 from exltune.errors import EngineError, MissingTensorError, NonFiniteError, QuantMismatchError, StorageError
+from exltune.pipeline.inspect import inspect
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.score import Score
 from tests.standin.devices import exllamav3_devices
@@ -304,10 +305,12 @@ def test_no_extension_and_no_compiler_are_told(error: Exception, monkeypatch: py
     assert str(error)[-40:] in str(caught.value)
 
 
-def test_auto_says_why_it_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_why_it_takes_no_gpu(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(runtime, "import_exllamav3", lambda: pytest.fail("it was imported"))
     assert runtime.why_not() == "there is no CUDA device"
+    found = inspect(tiny_moe.path)
+    assert (found.engine, found.engine_remark) == ("reference", "not exllamav3: there is no CUDA device")
 
 
 def test_auto_takes_it_where_both_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

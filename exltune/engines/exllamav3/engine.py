@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from exltune.engines.base import ConvertJob, Progress, ScoreStats
+from exltune.engines.base import MIN_EXPERT_TOKENS, ConvertJob, LayerCapture, Progress, ScoreStats
 from exltune.engines.checks import check_mix, check_tokens
+from exltune.engines.exllamav3.capture import CapturePass
 from exltune.engines.exllamav3.converter import convert
 from exltune.engines.exllamav3.head import RowSums
 from exltune.engines.exllamav3.runtime import import_exllamav3, named_devices
@@ -21,7 +22,13 @@ from exltune.engines.exllamav3.shelf import Shelf
 from exltune.engines.exllamav3.worker import Worker
 from exltune.engines.reference.prefix_tree import PrefixTree, build_tree
 from exltune.engines.reference.states import peak_states
+from exltune.engines.reference.weights import CheckpointWeights
 from exltune.errors import EngineError, NonFiniteError, UsageError
+from exltune.exl3.codebooks import Codebook
+from exltune.exl3.hessian import Hessian, RotatedHessian
+from exltune.exl3.linear import QuantizedLinear
+from exltune.exl3.quantizer import QuantStats, quantize_linear
+from exltune.exl3.tensors import TensorFiles
 from exltune.inventory import load_unquantized, model_shape, read_config
 from exltune.metrics import score_from_rows
 from exltune.schema.mix import REFERENCE, Choice, Mix
@@ -47,6 +54,7 @@ class ExllamaEngine:
         devices: Sequence[torch.device | int] = (),
         limits: Limits | None = None,
         state_bytes: int | None = None,
+        min_expert_tokens: int = MIN_EXPERT_TOKENS,
     ) -> None:
         import_exllamav3()
         given = tuple(device for device in devices if isinstance(device, torch.device))
@@ -59,6 +67,7 @@ class ExllamaEngine:
         if state_bytes is not None:
             self.limits = replace(self.limits, state_bytes=state_bytes)
         self.workers = [Worker(device, self.model_dir, self.inventory) for device in self.devices]
+        self.min_expert_tokens = min_expert_tokens
         self.stats = ScoreStats()
 
     def score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None) -> list[Score]:
@@ -79,6 +88,22 @@ class ExllamaEngine:
         """As Engine.rows_at_once; files beside the RAM are memory too."""
         states = peak_states(build_tree(mixes, self.inventory).layers)
         return self.limits.room() // (4 * states * length * self.inventory.hidden_size)
+
+    def capture(
+        self, tokens: Tensor, keys: Collection[str] | None = None, progress: Progress | None = None
+    ) -> Iterator[LayerCapture]:
+        """As Engine.capture, on the first device."""
+        check_tokens(tokens, self.inventory, self.model_dir)
+        rows = self.limits.batch_rows(tokens.shape[1])
+        return CapturePass(self.workers[0], self.inventory, self.min_expert_tokens, rows).run(tokens, keys, progress)
+
+    def quantize(
+        self, key: str, hessian: Hessian | RotatedHessian | None, bits: float, codebook: Codebook, seed: str
+    ) -> tuple[QuantizedLinear, QuantStats]:
+        """As Engine.quantize, with the encoder of the CPU; `convert` is the fast way."""
+        self._group_of(key)
+        weights = CheckpointWeights(TensorFiles(self.model_dir)).linear(self.shelf.specs[key])
+        return quantize_linear(weights.weight.T.contiguous(), hessian, bits, codebook, seed, weights.bias)
 
     def rfn(self, choice: Choice, keys: Iterable[str] | None = None) -> dict[str, float]:
         """As Engine.rfn, on the first device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,6 +17,7 @@ from exltune.engines.exllamav3.chunks import Chunks
 from exltune.engines.exllamav3.runtime import import_exllamav3
 from exltune.engines.exllamav3.shelf import GroupChoice, Shelf, Stored
 from exltune.errors import NonFiniteError
+from exltune.exl3.hessian import Hessian
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, CacheChoice, Choice
 
@@ -119,11 +121,32 @@ class Worker:
                 )
 
     @torch.inference_mode()
-    def forward(self, layer: int, hidden: Tensor, ids: Tensor, cache: CacheChoice) -> Tensor:
+    def forward(self, layer: int, hidden: Tensor, ids: Tensor, cache: CacheChoice = (REFERENCE, REFERENCE)) -> Tensor:
         """(n, T, hidden) through the loaded layer, with the model's own routing; ids (n, T) are the rows' tokens."""
-        params: dict[str, Any] = {"attn_mode": "flash_attn_nc", "input_ids": ids}
-        if cache != (REFERENCE, REFERENCE):
-            params["sim_kvq"] = tuple(int(bits) for bits in cache)
+        params: dict[str, Any] = (
+            {} if cache == (REFERENCE, REFERENCE) else {"sim_kvq": tuple(int(bits) for bits in cache)}
+        )
+        return self._layer_forward(layer, hidden, ids, params)
+
+    @torch.inference_mode()
+    def capture(self, layer: int, hidden: Tensor, ids: Tensor, sums: dict[str, dict[str, Any]]) -> None:
+        """Add the inputs (n, T, hidden) of the loaded layer's linears to exllamav3's sums; experts see all of them."""
+        self._layer_forward(layer, hidden, ids, {"capture": sums, "activate_all_experts": True})
+
+    @torch.inference_mode()
+    def capture_head(self, normed: Tensor, sums: dict[str, dict[str, Any]]) -> None:
+        """The same for the loaded head; normed is (1, n, hidden)."""
+        self._module_forward(self.head, normed, {"capture": sums})
+
+    @staticmethod
+    def hessian(sums: Mapping[str, Any], width: int) -> Hessian:
+        """What exllamav3 summed up, on the CPU, without padding."""
+        hessian_packed = import_module("exllamav3.modules.quant.exl3_lib.hessian_packed")
+        matrix: Tensor = hessian_packed.unpack(sums["H"].cpu(), sums["n"])
+        return Hessian(matrix[:width, :width].clone(), int(sums["count"]))
+
+    def _layer_forward(self, layer: int, hidden: Tensor, ids: Tensor, params: dict[str, Any]) -> Tensor:
+        params |= {"attn_mode": "flash_attn_nc", "input_ids": ids}
         self.model.prepare_inputs(ids, params)
         # exllamav3 works in place, and on a CPU the rows would be those that other mixes still need.
         return self._module_forward(self.layers[layer], hidden.to(self.device, copy=True), params)
