@@ -126,6 +126,23 @@ def test_the_unquantized_layer_is_loaded_once(tiny_moe: TinyModel, monkeypatch: 
     assert len(weights) == len(set(weights))
 
 
+def test_the_reference_is_computed_once_for_the_same_rows(tiny_moe: TinyModel, scores: list[Score]) -> None:
+    engine, layers = engine_on(tiny_moe), tiny_moe.inventory.layers
+    forwards = []
+    for mixes in (some_mixes(tiny_moe), some_mixes(tiny_moe), some_mixes(tiny_moe)[:2]):
+        assert engine.score(mixes, TOKENS) == scores[: len(mixes)]
+        forwards.append(engine.stats.layer_forwards)
+    # The third mix leaves the reference's path in the last layer alone.
+    assert forwards == [3 * layers + 1, 3 * layers, 2 * layers]
+    alike(engine.score(some_mixes(tiny_moe), TOKENS.flip(0)), [reversed_rows(score) for score in scores])
+    assert engine.stats.layer_forwards == forwards[0]
+
+
+def reversed_rows(score: Score) -> Score:
+    sums = {field: getattr(score, field)[::-1] for field in ("kl_ref_mix", "kl_mix_ref", "nll")}
+    return score.model_copy(update=sums)
+
+
 @pytest.mark.parametrize("rows", [3, 0])
 def test_states_beyond_the_ram_given_go_to_disk(
     tiny_moe: TinyModel, scores: list[Score], tmp_path: Path, rows: int

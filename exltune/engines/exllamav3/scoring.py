@@ -23,7 +23,7 @@ from exltune.engines.exllamav3.head import Leaf, RowSums, row_sums
 from exltune.engines.exllamav3.shelf import GroupChoice, Shelf
 from exltune.engines.exllamav3.states import StatePool
 from exltune.engines.exllamav3.worker import Worker
-from exltune.engines.reference.prefix_tree import Edge, PrefixTree, layer_groups
+from exltune.engines.reference.prefix_tree import Edge, PrefixTree, layer_groups, needed_by_leaves
 from exltune.engines.reference.states import Batch, LayerStep
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Choice
@@ -68,11 +68,18 @@ class ScorePass:
         self.workers, self.shelf, self.inventory = workers, shelf, inventory
         self.limits, self.stats = limits, stats
         self.group_ids = layer_groups(inventory)
+        self.reference: Tensor | None = None
         pinned = any(worker.device.type == "cuda" for worker in workers)
         self.pool = StatePool(limits.state_bytes, limits.spill_dir, pinned=pinned)
 
     def run(self, tree: PrefixTree, tokens: Tensor, progress: Progress | None) -> RowSums:
-        """Row sums of every distinct leaf. Raises: NonFiniteError, EngineError where not even one row fits."""
+        """Row sums of every distinct leaf.
+
+        `reference` is the reference's state after the last layer (rows, T, hidden), which is computed unless it is
+        given beforehand. Raises: NonFiniteError, EngineError where not even one row fits.
+        """
+        if self.reference is not None:
+            tree = needed_by_leaves(tree)
         leaves = tuple(dict.fromkeys(tree.leaves))
         fits = Fits(self.shelf, self.inventory, tree, tokens.shape[1])
         for worker in self.workers:
@@ -86,6 +93,9 @@ class ScorePass:
         for layer, edges in enumerate(tree.layers):
             ticker.what = f"layer {layer}"
             states = self._advance(states, layer, edges, tokens, fits, ticker)
+        if self.reference is None:
+            self.reference = states[0]
+        states = {**states, 0: self.reference}
         sums = self._head(states, leaves, tokens)
         self.stats.spilled_bytes = max(self.stats.spilled_bytes, self.pool.spilled_bytes)
         self.stats.vram_bytes = max(worker.peak_bytes for worker in self.workers)

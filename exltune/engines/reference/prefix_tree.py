@@ -66,3 +66,14 @@ def build_tree(mixes: Sequence[Mix], inventory: Inventory) -> PrefixTree:
     head = inventory.head.id
     leaves = [(state, mix.choices[head]) for state, mix in zip(states, carried, strict=True)]
     return PrefixTree(tuple(layers), tuple(leaves[1:]))
+
+
+def needed_by_leaves(tree: PrefixTree) -> PrefixTree:
+    """The tree without edges that lead to no leaf: without the reference, unless some mix shares its states."""
+    needed = {state for state, _ in tree.leaves}
+    layers = []
+    for edges in reversed(tree.layers):
+        kept = tuple(edge for edge in edges if edge.child in needed)
+        needed = {edge.parent for edge in kept}
+        layers.append(kept)
+    return PrefixTree(tuple(reversed(layers)), tree.leaves)

@@ -50,7 +50,7 @@ class LayerStep:
         groups: defaultdict[LayerChoice, list[Edge]] = defaultdict(list)
         for edge in self.edges:
             groups[edge.choice].append(edge)
-        rows = len(self.parents[0])
+        rows = len(next(iter(self.parents.values())))
         starts = range(0, rows, batch_rows)
         return [
             Batch(edge, start, min(start + batch_rows, rows))
