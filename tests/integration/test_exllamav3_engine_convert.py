@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from real_models import LLAMA, write_model
 
 from exltune.budget import SizeModel, directory_size
 from exltune.engines.base import Converter, ConvertJob
+from exltune.engines.exllamav3 import converter
 from exltune.engines.exllamav3.engine import ExllamaEngine
 from exltune.errors import EngineError
 from exltune.exl3.directory import QuantDir
@@ -94,6 +96,20 @@ def test_a_recipe_is_quantized_anew(
     mix = {id_: found.pop() for id_, found in bits.items()}
     assert directory_size(inventory, quant) == SizeModel(inventory, "mul1").mix_size(mix)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".mix")] == []
+
+
+def test_a_conversion_goes_on_from_its_checkpoint(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converter, "CHECKPOINT_SECONDS", 0)
+    engine = ExllamaEngine(llama, {}, devices=exllamav3_devices()[:1])
+    job = job_in(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EngineError, match=r"conversion failed: .*(NotADirectoryError|FileExistsError)"):
+        engine.convert(replace(job, out=tmp_path / "file"), TOKENS)
+    engine.convert(job, TOKENS)
+    log = (job.work_dir / converter.LOG).read_text()
+    assert "Resuming" in log
+    assert "Quantized: " not in log.partition("Resuming")[2]
+    assert QuantDir(job.out).bits("model.layers.0.self_attn.q_proj") == 2.0
 
 
 def test_requantize_needs_a_model_and_its_recipe(llama: Path, tmp_path: Path, data: list[str]) -> None:

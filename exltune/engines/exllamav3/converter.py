@@ -19,6 +19,8 @@ from exltune.schema.inventory import Inventory
 
 LOG = "convert.log"
 _POLL_SECONDS = 0.2
+#: Work that a kill costs at most, beside the layer in work.
+CHECKPOINT_SECONDS = 60
 _LAST_LINES = 5
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _DONE = re.compile(r"^ -- (?:Quantized|Unquantized): (\S+)\s+bpw:")
@@ -76,6 +78,7 @@ def _arguments(model_dir: Path, job: ConvertJob, data: Path, tokens: Tensor, dev
         "--cal_rows": tokens.shape[0],
         "--cal_cols": tokens.shape[1],
         "--devices": ",".join(map(str, devices)),
+        "--checkpoint_interval": CHECKPOINT_SECONDS,
     }
     if job.recipe is not None:
         options["--recipe"] = _recipe(job, job.recipe).resolve()
