@@ -112,7 +112,7 @@ def test_measure_at_level_3(moe_model, quants, measurement):
     for group in detail["groups"]:
         assert [probe["bits"] for probe in group["probes"]] == [2, 3, 4]
         assert all(len(probe["kld_rows"]) == 8 and probe["kld_nats"] >= 0 for probe in group["probes"])
-    assert sorted(path.name for path in measurement.parent.iterdir()) == ["measurement.json"]
+    assert sorted(path.name for path in measurement.parent.iterdir()) == ["measurement.json", "probes.db"]
 
 
 @pytest.mark.parametrize("level", [("-l2",), ("--level", "l2"), ("-l", "2")])
@@ -138,7 +138,9 @@ def test_optimize_hands_over_the_best_of_all_methods(recipe):
     out, found = recipe
     content = yaml.safe_load(out.read_text())
     standings = {row["name"]: row for row in found["search"]["standings"]}
-    assert {"uniform", "exllamav3-strategy", "knapsack"} < standings.keys()
+    # Methods that came to the same mix stand there once.
+    assert {"uniform", "exllamav3-strategy"} < standings.keys()
+    assert any(name.startswith("search") for name in standings)
     best = min(row["selection_kld"] for row in standings.values())
     assert standings[found["source"]]["selection_kld"] == best == content["exltune"]["measured_kld_nats"]
     assert found["search"]["searched"]

@@ -40,7 +40,9 @@ def test_the_verdict(tuned):
     difference = verdict["uniform"]["kl_ref_quant"] - verdict["tuned"]["kl_ref_quant"]
     assert verdict["difference"] == pytest.approx(difference, abs=1e-9)
     standings = {row["name"]: row["selection_kld"] for row in verdict["standings"]}
-    assert {"uniform", "exllamav3-strategy", "knapsack"} < standings.keys()
+    # Methods that came to the same mix stand there once.
+    assert {"uniform", "exllamav3-strategy"} < standings.keys()
+    assert any(name.startswith("search") for name in standings)
     assert standings[verdict["source"]] == min(standings.values())
     assert verdict["searched"] == verdict["source"].startswith("search")
 
