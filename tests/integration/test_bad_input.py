@@ -121,7 +121,7 @@ def test_options_that_do_not_exist(moe_model, quants, measurement, data, tmp_pat
         fail(2, "2.5 bits", "mul1", here=tmp_path, arguments=(*command, "--bits", "2.5,4", "--codebook", "mcg"))
         fail(2, "no list", here=tmp_path, arguments=(*command, "--bits", "two"))
         fail(2, "no numbers", here=tmp_path, arguments=(*command, "--bits", ","))
-        fail(2, "nan bits", here=tmp_path, arguments=(*command, "--head-bits", "nan"))
+        fail(2, "nan or inf", here=tmp_path, arguments=(*command, "--head-bits", "nan"))
     for command in (measure, tune):
         fail(2, "l7", "l2", "l3", here=tmp_path, arguments=(*command, "--level", "l7"))
     for command in (quantize, measure, tune):

@@ -1,0 +1,39 @@
+"""The same commands with either engine: what is measured is the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import succeed
+
+from tests.standin.devices import exllamav3_devices
+
+pytestmark = pytest.mark.gpu
+
+
+def test_a_measurement_is_that_of_the_reference_engine(
+    moe_model: Path, quants: Path, measurement: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exltune.engines.exllamav3.engine.named_devices", lambda _numbers: exllamav3_devices()[:1])
+    out = tmp_path / "measurement.json"
+    succeed(
+        "measure", moe_model, "--quants", quants, "-l3", "--budget", "all", "--out", out, "--engine", "exllamav3", *data
+    )
+    found, expected = json.loads(out.read_text()), json.loads(measurement.read_text())
+    assert found["base_kld"] == pytest.approx(expected["base_kld"], rel=0.01)
+    assert found["exltune"]["provenance"]["engine"] == "exllamav3"
+    pairs = list(zip(rows_of(found), rows_of(expected), strict=True))
+    assert len(pairs) > 100
+    errors = [abs(ours - theirs) for ours, theirs in pairs]
+    # Where two experts are nearly as likely, rounding to fp16 sends a token elsewhere: a row in fifty.
+    assert sum(error > 1e-3 for error in errors) < len(errors) / 30
+    assert max(errors) < 0.05
+
+
+def rows_of(measurement: dict[str, Any]) -> list[float]:
+    """KL of every row of every swap that was scored, in nats/token."""
+    probes = [probe for group in measurement["exltune"]["groups"] for probe in group["probes"]]
+    return [value for probe in probes for value in probe["kld_rows"]]
