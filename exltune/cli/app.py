@@ -12,7 +12,7 @@ from exltune.cli import options
 from exltune.cli.build import build
 from exltune.cli.card import card
 from exltune.cli.compare import compare
-from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
+from exltune.cli.console import Commands, RichReporter, errors_in_one_line, output, print_json
 from exltune.cli.data import data as data_commands
 from exltune.cli.deploy import deploy
 from exltune.cli.explain import explain
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="exltune",
+    cls=Commands,
     help="Find, prove and build the best EXL3 quant of a language model for a size budget.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

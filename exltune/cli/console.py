@@ -13,14 +13,17 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
-from exltune.errors import ExltuneError, StorageError
+from exltune.errors import ExltuneError, StorageError, UsageError
 
 #: Tables are wider than a pipe's 80 columns.
 _PIPE_COLUMNS = 160
 _INTERRUPTED = 130
 #: Where no bar can be drawn (a log file), a line this often.
 _LINE_SECONDS = 60.0
+_JSON = "exltune.json"
 
 
 def output() -> Console:
@@ -100,6 +103,24 @@ def errors_in_one_line(as_json: bool) -> Iterator[None]:
         _fail("interrupted; the same command goes on where it stopped", "KeyboardInterrupt", _INTERRUPTED, as_json)
 
 
+class Commands(TyperGroup):
+    """Commands whose own refusals (an unknown option, a word for a number) are JSON too where --json was given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Arguments of the group, those of the command after them."""
+        ctx.meta[_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the command's arguments and run it."""
+        try:
+            return super().invoke(ctx)
+        except TyperException as error:
+            if ctx.meta[_JSON]:
+                print_json(_error(error.format_message(), UsageError.__name__, error.exit_code))
+            raise
+
+
 def print_json(content: dict[str, Any]) -> None:
     """One JSON object on standard output."""
     sys.stdout.write(json.dumps(content) + "\n")
@@ -107,6 +128,10 @@ def print_json(content: dict[str, Any]) -> None:
 
 def _fail(message: str, kind: str, code: int, as_json: bool) -> None:
     if as_json:
-        print_json({"error": {"type": kind, "message": message, "exit_code": code}})
+        print_json(_error(message, kind, code))
     Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(code)
+
+
+def _error(message: str, kind: str, code: int) -> dict[str, Any]:
+    return {"error": {"type": kind, "message": message, "exit_code": code}}

@@ -9,7 +9,7 @@ import typer
 
 from exltune.cli import memory, options
 from exltune.cli.console import errors_in_one_line, output, print_json
-from exltune.errors import UsageError
+from exltune.errors import BudgetError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +47,10 @@ def trade(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Predict what context and cache bits cost: the best bpw and KL beside every cache at every context."""
+    """Predict what context and cache bits cost: the best bpw and KL beside every cache at every context.
+
+    Exit code 4 where nothing fits at all.
+    """
     with errors_in_one_line(json):
         from exltune.pipeline.trade import DEFAULT_CACHES, TradeAsked
         from exltune.pipeline.trade import trade as run
@@ -69,12 +72,12 @@ def trade(
         )
         if json:
             print_json(found.model_dump(mode="json"))
-            return
-        output().print(_table(found))
-        for line in _lines(found):
-            typer.echo(line)
-        if png is not None:
-            typer.echo(png)
+        else:
+            output().print(_table(found))
+            for line in (*_lines(found), *([] if png is None else [png])):
+                typer.echo(line)
+        if not any(row.fits for row in found.rows):
+            raise typer.Exit(BudgetError.exit_code)
 
 
 def _table(trade: Trade) -> Table:

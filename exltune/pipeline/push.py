@@ -14,6 +14,7 @@ from exltune.pipeline.public_files import FOLDERS
 from exltune.pipeline.published import PublishedQuant, check_branches, find_published
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.publish.card_metadata import check_repo_id
+from exltune.publish.card_render import render_card
 from exltune.publish.hub import MAIN, Repository, read_token
 from exltune.publish.hub_files import README, branch_files
 from exltune.schema.card import Card
@@ -130,6 +131,7 @@ def _page(readme: Path, repo_id: str, branches: Sequence[str]) -> dict[str, Path
     page = {README: readme, CARD: card_file}
     page |= {name: readme.parent / name for name in (*card.files, *pictures)}
     _check_sources(page, card.files)
+    _check_tables(readme, card)
     return page
 
 
@@ -139,6 +141,19 @@ def _check_sources(page: Mapping[str, Path], hashes: Mapping[str, str]) -> None:
             raise DataError(f"{name}, which the card shows, is missing", where=str(path), fix=f"{_AGAIN} --force")
         if name in hashes and hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
             raise DataError("it has changed since the card was made from it", where=str(path), fix=f"{_AGAIN} --force")
+
+
+def _check_tables(readme: Path, card: Card) -> None:
+    """Words around the tables are the author's to change; their rows are as the card's numbers make them."""
+    text = readme.read_text(encoding="utf-8").splitlines()
+    rows = [line for line in render_card(card).splitlines() if line.startswith("|")]
+    for row in rows:
+        if row not in text:
+            raise DataError(
+                f"the row {row!r}, which {CARD} has, is not there or was changed",
+                where=str(readme),
+                fix=f"{_AGAIN} --force, and write your own words around the tables",
+            )
 
 
 def _actions(branches: Iterable[_Branch]) -> Iterable[PushAction]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise _unreadable(DataError, path, kind.__name__, error) from error
+        raise _unreadable(DataError, path, _words(kind), error) from error
     except (OSError, UnicodeDecodeError) as error:
         raise _not_read(DataError, path, error) from error
 
@@ -59,7 +60,16 @@ def _not_read(kind: type[ExltuneError], path: Path, error: Exception) -> Exltune
 def _unreadable(kind: type[ExltuneError], path: Path, what: str, error: ValidationError) -> ExltuneError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"]) or "the whole file"
-    return kind(f"this is no {what}: {field}: {first['msg']}", where=str(path), fix="Write it again")
+    return kind(
+        f"it is no {what} that this version of exltune reads: {field}: {first['msg']}",
+        where=str(path),
+        fix="Mend that field, or make the file again",
+    )
+
+
+def _words(kind: type[Record]) -> str:
+    """TuneJob -> "tune job"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
 
 
 def canonical(content: object) -> str:

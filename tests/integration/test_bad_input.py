@@ -344,3 +344,30 @@ def test_base_quants_of_a_fine_tune_are_no_source_for_the_recipe(measurement, co
         change_json(note, provenance=content["provenance"] | {"model_sha256": "0" * 64})
     arguments = ("build", recipe, "--quants", copies, "--out", tmp_path / "mix")
     fail(6, "another model", str(recipe), here=tmp_path, arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("plan", "config.json", "--context", "1e5"), ("--context", "integer")),
+        (("data", "inspect"), ("MODEL",)),
+        (("tune", "model", "--bpw", "3"), ("--bpw",)),
+    ],
+)
+def test_what_the_command_line_refuses_itself_is_json_too(arguments, words):
+    outcome = exltune(*arguments, "--json")
+    assert outcome.code == outcome.json["error"]["exit_code"] == 2
+    assert all(word in outcome.json["error"]["message"] for word in words)
+    assert exltune(*arguments).stdout == ""
+
+
+def test_a_trade_where_nothing_fits(measurement):
+    memory = ("--contexts", "128,256", "--json", "--vram")
+    assert exltune("trade", measurement, *memory, "1MiB").code == 4
+    assert exltune("trade", measurement, *memory, "16GiB").code == 0
+
+
+def test_a_record_of_another_kind_is_named_in_words(measurement, tmp_path):
+    recipe = tmp_path / "evaluation.json"
+    recipe.write_text("{}")
+    fail(7, "evaluation.json", "no measurement", "base", here=tmp_path, arguments=("report", recipe))

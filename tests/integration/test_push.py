@@ -305,6 +305,16 @@ def test_sources_that_are_not_the_cards(out, hub, what):
     assert hub.requests == []
 
 
+def test_a_number_changed_by_hand(out, hub):
+    page = out / "README.md"
+    text = page.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("|") and "±" in line)
+    page.write_text(text.replace(row, row.replace("0.", "1.")))
+    refuse(hub, out, 7, "±", "changed")
+    page.write_text("My own words.\n" + text)
+    succeed("push", out, REPO, "--dry-run")
+
+
 @pytest.mark.parametrize("repo", ["glm", "a/b/c", "me/gl m", "-me/glm"])
 def test_names_that_are_none(out, hub, repo):
     outcome = exltune("push", out, "--", repo) if repo.startswith("-") else exltune("push", out, repo)
