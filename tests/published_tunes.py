@@ -119,7 +119,9 @@ def make_tune(tiny: TinyModel, out: Path, bits: float = 3.15, seed: int = 1, **c
     ref = QuantRef(dir=str(base), bpw=3.02)
     measurement = Measurement(base=ref, alts=(), groups=(), base_kld=0.2, arch_string="Glm4Moe", exltune=measured)
     write_record(out / "measurement.json", measurement)
-    write_record(out / "tune.json", TuneJob(model=str(tiny.path), target_bpw=bits + 0.05, level=3, job="x"))
+    write_record(
+        out / "tune.json", TuneJob(model=str(tiny.path), budget=("--target-bpw", f"{bits + 0.05:g}"), level=3, job="x")
+    )
     rows = (
         evaluation_row("3bpw_H6", base, 3_000_000_000, 3.02, 7),
         evaluation_row(f"uniform {bits}", None, 3_160_000_000, bits + 0.01, 10 * seed + 1),

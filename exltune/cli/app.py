@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,16 +19,13 @@ from exltune.cli.explain import explain
 from exltune.cli.gate import gate, tasks
 from exltune.cli.measure import measure
 from exltune.cli.measurements import measurements
-from exltune.cli.optimize import Passes, Time, optimize, search_settings
+from exltune.cli.optimize import optimize
 from exltune.cli.plan import plan
 from exltune.cli.push import push
 from exltune.cli.report import report
 from exltune.cli.trace import trace
 from exltune.cli.trade import trade
-
-if TYPE_CHECKING:
-    from exltune.pipeline.quantize import QuantizeSettings
-    from exltune.schema.evaluation import TuneResult
+from exltune.cli.tune import BITS, HEAD_BITS, quant_settings, show_tune, tune
 
 app = typer.Typer(
     name="exltune",
@@ -38,7 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_BITS, _HEAD_BITS, _ROWS, _ROW_LENGTH = "2,3,4,5,6,8", "6", 256, 256
 
 
 def _print_version(asked: bool) -> None:
@@ -79,6 +75,7 @@ app.command()(build)
 app.command()(push)
 app.command()(report)
 app.command()(measure)
+app.command()(tune)
 app.command()(optimize)
 app.command()(trade)
 app.command()(trace)
@@ -94,15 +91,15 @@ app.add_typer(measurements)
 def quantize(
     model: options.Model,
     out: options.Out,
-    bits: options.Bits = _BITS,
-    head_bits: options.HeadBits = _HEAD_BITS,
+    bits: options.Bits = BITS,
+    head_bits: options.HeadBits = HEAD_BITS,
     codebook: options.CodebookOption = options.CodebookName.MUL1,
     data: options.Data = None,
     weights: options.Weights = None,
     samples: options.Samples = None,
     sample_tokens: options.SampleTokens = None,
-    rows: options.Rows = _ROWS,
-    row_length: options.RowLength = _ROW_LENGTH,
+    rows: options.Rows = options.ROWS,
+    row_length: options.RowLength = options.ROW_LENGTH,
     seed: options.Seed = 0,
     engine: options.EngineName = "auto",
     devices: options.Devices = None,
@@ -113,7 +110,7 @@ def quantize(
     with errors_in_one_line(json):
         from exltune.pipeline.quantize import quantize as run
 
-        settings = _quants(bits, head_bits, codebook)
+        settings = quant_settings(bits, head_bits, codebook)
         texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         cards = options.parse_devices(devices)
         paths = run(model, out, settings, texts, engine=engine, devices=cards, force=force, reporter=RichReporter())
@@ -133,8 +130,8 @@ def evaluate(
     weights: options.Weights = None,
     samples: options.Samples = None,
     sample_tokens: options.SampleTokens = None,
-    rows: options.Rows = _ROWS,
-    row_length: options.RowLength = _ROW_LENGTH,
+    rows: options.Rows = options.ROWS,
+    row_length: options.RowLength = options.ROW_LENGTH,
     seed: options.Seed = 0,
     engine: options.EngineName = "auto",
     force: options.Force = False,
@@ -154,48 +151,6 @@ def evaluate(
 
 
 @app.command()
-def tune(
-    model: options.Model,
-    out: options.Out,
-    target_bpw: options.TargetBpw,
-    bits: options.Bits = _BITS,
-    head_bits: options.HeadBits = _HEAD_BITS,
-    codebook: options.CodebookOption = options.CodebookName.MUL1,
-    level: options.Level = "l3",
-    data: options.Data = None,
-    weights: options.Weights = None,
-    samples: options.Samples = None,
-    sample_tokens: options.SampleTokens = None,
-    rows: options.Rows = _ROWS,
-    row_length: options.RowLength = _ROW_LENGTH,
-    seed: options.Seed = 0,
-    passes: Passes = 48.0,
-    time: Time = None,
-    engine: options.EngineName = "auto",
-    json: options.Json = False,
-) -> None:
-    """Run the whole chain from a model to a tuned, proven quant. The same command again goes on after a kill."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.tune import tune as run
-
-        settings = _quants(bits, head_bits, codebook)
-        texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
-        number = options.parse_level(level)
-        found = run(
-            model,
-            out,
-            target_bpw,
-            settings,
-            texts,
-            level=number,
-            search=search_settings(passes, time, seed),
-            engine=engine,
-            reporter=RichReporter(),
-        )
-        _show(found, out, json)
-
-
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Empty, or a demo to go on with.")] = Path("demo"),
     json: options.Json = False,
@@ -206,27 +161,7 @@ def demo(
         from exltune.pipeline.demo import demo as run
 
         found = run(out, reporter=RichReporter())
-        _show(found, out, json)
+        show_tune(found, out, json)
     # Standard output holds the result by now: a lost verdict is an exit code and a line beside it.
     with errors_in_one_line(as_json=False):
         check_won(found.verdict)
-
-
-def _quants(bits: str, head_bits: str, codebook: options.CodebookName) -> QuantizeSettings:
-    from exltune.pipeline.quantize import QuantizeSettings
-
-    return QuantizeSettings(*options.parse_quants(bits, head_bits), codebook.codebook)
-
-
-def _show(result: TuneResult, out: Path, json: bool) -> None:
-    from exltune.cli.tables import evaluation_table, standings_table, verdict_lines
-    from exltune.pipeline.tune import evaluation_of
-
-    if json:
-        print_json(result.model_dump(mode="json"))
-        return
-    output().print(standings_table(result.verdict.standings))
-    output().print(evaluation_table(evaluation_of(out).rows))
-    for line in verdict_lines(result.verdict):
-        typer.echo(line)
-    typer.echo(f"Recipe: {result.recipe}\nModel:  {result.model}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from exltune.budget import Limits
-    from exltune.schema.hardware import CacheBits, SizeUnit
+    from exltune.schema.hardware import CacheBits, SizeUnit, Use
 
 CHUNK, SLOTS = 2048, 16
 
@@ -29,6 +29,14 @@ Context = Annotated[
     int | None, typer.Option("--context", help="Tokens in the KV cache, all sequences together.", show_default=False)
 ]
 Cache = Annotated[str, typer.Option("--cache", help="Bits of the cache's keys and values, such as 5,4, or fp16.")]
+CacheOrAuto = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        help="Bits of the cache's keys and values, such as 5,4, or fp16; auto trades them against weights.",
+        show_default=False,
+    ),
+]
 Chunk = Annotated[int, typer.Option("--chunk", help="Tokens of a prompt that are computed at a time.")]
 Slots = Annotated[
     int, typer.Option("--slots", help="Sequences at a time, each with states of its linear and sliding layers.")
@@ -52,6 +60,22 @@ def limits(gpus: str | None, vram: str | None, ram: str | None, target_bpw: floa
         ram_bytes=None if ram is None else parse_size(ram, "--ram"),
     )
     return Limits(hardware, target_bpw, None if size is None else parse_size(size, "--size"))
+
+
+def use(context: int | None, chunk: int, slots: int, tensor_parallel: bool, offload_layers: int) -> Use:
+    """How the model is to be used, from options; the cache is asked for apart."""
+    from exltune.schema.hardware import Use
+
+    return Use(
+        context=context, chunk=chunk, slots=slots, tensor_parallel=tensor_parallel, offload_layers=offload_layers
+    )
+
+
+def cache_or_auto(text: str | None) -> CacheBits | Literal["auto"] | None:
+    """`5,4` -> bits of k and v, `auto` and nothing as they are. Raises: UsageError."""
+    if text is None:
+        return None
+    return "auto" if text == "auto" else cache_bits(text)
 
 
 def cache_bits(text: str) -> CacheBits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,6 @@ from exltune.errors import UsageError
 
 if TYPE_CHECKING:
     from exltune.pipeline.optimize import OptimizeSettings
-    from exltune.schema.hardware import CacheBits
     from exltune.schema.heuristics import Heuristics
 
 Passes = Annotated[
@@ -27,26 +26,12 @@ Time = Annotated[
 def optimize(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What measure wrote.")],
     out: options.Out,
-    target_bpw: Annotated[
-        float | None,
-        typer.Option(
-            "--target-bpw",
-            help="The most bpw, as exllamav3 counts: all linears but the head, scales included.",
-            show_default=False,
-        ),
-    ] = None,
+    target_bpw: options.TargetBpw = None,
     size: memory.Size = None,
     vram: memory.Vram = None,
     gpus: memory.Gpus = None,
     context: memory.Context = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            "--cache",
-            help="Bits of the cache's keys and values, such as 5,4, or fp16; auto trades them against weights.",
-            show_default=False,
-        ),
-    ] = None,
+    cache: memory.CacheOrAuto = None,
     head_bits: Annotated[
         str | None, typer.Option("--head-bits", help="Bits of the head, or auto to search them.", show_default=False)
     ] = None,
@@ -81,6 +66,9 @@ def optimize(
         Path | None, typer.Option("--quants", help="The base quants, if they moved.", show_default=False)
     ] = None,
     engine: options.EngineName = "auto",
+    devices: options.Devices = None,
+    max_ram: options.MaxRam = None,
+    max_vram: options.MaxVram = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -92,18 +80,11 @@ def optimize(
         from exltune.cli.tables import search_lines, standings_table
         from exltune.pipeline.optimize import optimize as run
         from exltune.pipeline.space import Asked
-        from exltune.schema.hardware import Use
 
         asked = Asked(
             limits=memory.limits(gpus, vram, ram, target_bpw, size),
-            use=Use(
-                context=context,
-                chunk=chunk,
-                slots=slots,
-                tensor_parallel=tensor_parallel,
-                offload_layers=offload_layers,
-            ),
-            cache=_cache(cache),
+            use=memory.use(context, chunk, slots, tensor_parallel, offload_layers),
+            cache=memory.cache_or_auto(cache),
             head=options.parse_head(head_bits),
             floors=_floors(floor or []),
         )
@@ -115,6 +96,7 @@ def optimize(
             model=model,
             quants_dir=quants,
             engine=engine,
+            resources=options.resources(devices, max_ram, max_vram),
             force=force,
             reporter=RichReporter(),
         )
@@ -173,12 +155,6 @@ def _seconds(text: str) -> float:
     if text.strip().replace(".", "", 1).isdigit():
         raise UsageError(f"--time {text!r} has no unit", fix=f"Write {text}h, {text}m or {text}s")
     return seconds
-
-
-def _cache(text: str | None) -> CacheBits | Literal["auto"] | None:
-    if text is None:
-        return None
-    return "auto" if text == "auto" else memory.cache_bits(text)
 
 
 def _floors(names: list[str]) -> tuple[Heuristics, ...]:

@@ -12,6 +12,7 @@ import typer
 from exltune.errors import UsageError
 
 if TYPE_CHECKING:
+    from exltune.engines import Resources
     from exltune.schema.tokens import DataSettings
 
 
@@ -50,8 +51,14 @@ def parse_devices(text: str | None) -> tuple[int, ...]:
 
 
 def parse_quants(bits: str, head_bits: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Widths of the base quants, ascending, and bits of their heads, one for all or one each. Raises: UsageError."""
+    """Widths of the base quants, ascending, and bits of their heads, one for all or one each. Raises: UsageError.
+
+    auto: heads from 3 to 8 bits, spread over the base quants.
+    """
     widths = parse_numbers("--bits", bits, "2,3,4")
+    if head_bits == "auto":
+        ascending = tuple(sorted(set(widths)))
+        return ascending, tuple(_auto_head(width) for width in ascending)
     heads = parse_numbers("--head-bits", head_bits, "6")
     if len(heads) == 1:
         return tuple(sorted(set(widths))), heads
@@ -62,6 +69,11 @@ def parse_quants(bits: str, head_bits: str) -> tuple[tuple[float, ...], tuple[fl
         )
     pairs = sorted(dict(zip(widths, heads, strict=True)).items())
     return tuple(width for width, _ in pairs), tuple(head for _, head in pairs)
+
+
+def _auto_head(width: float) -> float:
+    """Mixes of few bits want heads of few: 3 at 2 bits, 4 at 2.5, 5 at 3, then exllamav3's 6, and 8 at 8."""
+    return width if width > _DEFAULT_HEAD else min(max(round(2 * width - 1), _LEAST_HEAD), _DEFAULT_HEAD)
 
 
 def parse_head(text: str | None) -> float | Literal["auto"] | None:
@@ -127,6 +139,20 @@ def texts(
     )
 
 
+def resources(devices: str | None, max_ram: str | None, max_vram: str | None) -> Resources:
+    """What an engine may take. Raises: UsageError naming the option."""
+    from exltune.budget import parse_size
+    from exltune.engines import Resources
+
+    return Resources(
+        parse_devices(devices),
+        state_bytes=None if max_ram is None else parse_size(max_ram, _MAX_RAM),
+        vram_bytes=None if max_vram is None else parse_size(max_vram, _MAX_VRAM),
+    )
+
+
+_LEAST_HEAD, _DEFAULT_HEAD = 3.0, 6.0
+_MAX_RAM, _MAX_VRAM = "--max-ram", "--max-vram"
 #: Defaults of --rows and --row-length.
 ROWS, ROW_LENGTH = 256, 256
 _WEIGHTS = "For example --weights math=2,code=0.5"
@@ -165,7 +191,10 @@ RowLength = Annotated[int, typer.Option("--row-length", min=2, help="Tokens in a
 Seed = Annotated[int, typer.Option("--seed", help="Seed by which texts are dealt to the token sets.")]
 Bits = Annotated[str, typer.Option("--bits", help="Bit widths of the base quants: 1..8, and 1.5, 2.5, 3.5 with mul1.")]
 HeadBits = Annotated[
-    str, typer.Option("--head-bits", help="Bits of the output head: one number, or one for each of --bits.")
+    str,
+    typer.Option(
+        "--head-bits", help="Bits of the output head: one number, one for each of --bits, or auto for 3 to 8 bits."
+    ),
 ]
 CodebookOption = Annotated[CodebookName, typer.Option("--codebook", help="Codebook of all quants.")]
 Level = Annotated[
@@ -178,14 +207,26 @@ Level = Annotated[
     ),
 ]
 TargetBpw = Annotated[
-    float,
+    float | None,
     typer.Option(
-        "--target-bpw", help="Size in exllamav3's bpw: all linears but the head, scales included.", show_default=False
+        "--target-bpw",
+        help="The most bpw, as exllamav3 counts: all linears but the head, scales included.",
+        show_default=False,
     ),
 ]
 EngineName = Annotated[str, typer.Option("--engine", help="auto, reference (CPU) or exllamav3 (CUDA).")]
 Devices = Annotated[
     str | None, typer.Option("--devices", help="CUDA devices to use, such as 0,1,2; else all.", show_default=False)
+]
+MaxRam = Annotated[
+    str | None,
+    typer.Option(
+        _MAX_RAM, help="Hidden states in RAM at one time, as 8GiB; of each worker.", show_default="2GiB; CUDA: 8GiB"
+    ),
+]
+MaxVram = Annotated[
+    str | None,
+    typer.Option(_MAX_VRAM, help="What may be taken of each CUDA device, as 20GiB.", show_default="what is free"),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]

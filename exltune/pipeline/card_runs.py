@@ -28,7 +28,6 @@ def card_run(tune: PublishedTune, recipe: Recipe, measurement: Measurement, verd
     kl = verdict.uniform.kl_ref_quant
     return CardRun(
         branch=tune.quant.branch,
-        target_bpw=job.target_bpw,
         achieved_bpw=verdict.tuned.bpw,
         head_bits=float(tune.quant.settings["head_bits"]),
         source=verdict.source,
@@ -71,7 +70,7 @@ def _command(tune: PublishedTune, job: TuneJob, measured: MeasurementDetail, sea
         return shlex.join(["exltune", "demo", "--out", out])
     widths = sorted(measured.quants, key=float)
     heads = [f"{measured.heads[choice]:g}" for choice in widths if choice in measured.heads]
-    words = ["exltune", "tune", model, "--out", out, "--target-bpw", f"{job.target_bpw:g}"]
+    words = ["exltune", "tune", model, "--out", out, *job.budget]
     words += ["--bits", ",".join(widths), "--head-bits", ",".join(heads if len(set(heads)) > 1 else heads[:1] or ["6"])]
     words += ["--codebook", measured.codebook, "--level", f"l{job.level}", *data_options(measured.data, published=True)]
     return shlex.join([*words, *search])

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
+from exltune.pipeline.space import Asked
 from exltune.schema.tokens import DataSettings, DataSource, Texts
 
 
@@ -33,3 +34,26 @@ def data_options(data: DataSettings, *, published: bool = False) -> list[str]:
 def _entry(source: DataSource, *, published: bool) -> str:
     path = PurePath(source.path).name if published else source.path
     return path if source.domain is None else f"{source.domain}={path}"
+
+
+def budget_options(asked: Asked) -> tuple[str, ...]:
+    """The options that ask for this budget, sizes to the byte; without its floors and the head."""
+    hardware, use = asked.limits.hardware, asked.use
+    values = {
+        "--target-bpw": None if asked.limits.target_bpw is None else f"{asked.limits.target_bpw:.12g}",
+        "--size": _bytes(asked.limits.size_bytes),
+        "--vram": _bytes(hardware.vram_bytes),
+        "--gpus": ",".join(f"{size}B" for size in hardware.gpus) or None,
+        "--ram": _bytes(hardware.ram_bytes),
+        "--context": use.context,
+        "--cache": asked.cache,
+        "--chunk": use.chunk if hardware.gpus or hardware.vram_bytes else None,
+        "--slots": use.slots if hardware.gpus or hardware.vram_bytes else None,
+        "--offload-layers": use.offload_layers or None,
+    }
+    words = [word for option, value in values.items() if value is not None for word in (option, str(value))]
+    return (*words, *(["--tensor-parallel"] if use.tensor_parallel else []))
+
+
+def _bytes(size: int | None) -> str | None:
+    return None if size is None else f"{size}B"

@@ -52,7 +52,7 @@ def search_space(
     Raises: BudgetError naming the limit that binds, UsageError for options that contradict each other.
     """
     profile = model_profile(config, cast(Codebook, measurement.exltune.codebook), str(where))
-    _check(asked, profile)
+    check_asked(asked, profile)
     cache = asked.cache
     if cache == AUTO:
         cache = _best_cache(profile, measurement, asked) if like is None else _cache_of(like)
@@ -111,7 +111,8 @@ def _space(profile: ModelProfile, measurement: Measurement, asked: Asked, cache:
     return Space(problem, budget)
 
 
-def _check(asked: Asked, profile: ModelProfile) -> None:
+def check_asked(asked: Asked, profile: ModelProfile) -> None:
+    """Check options against each other and against the model. Raises: UsageError naming the option."""
     cache = asked.cache if isinstance(asked.cache, CacheBits) else FP16_CACHE
     check_use(profile, asked.limits, asked.use.model_copy(update={"cache": cache}))
     if asked.cache == AUTO and asked.use.context is None:

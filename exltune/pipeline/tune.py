@@ -6,23 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from exltune.budget import Limits
+from exltune.budget import model_profile
 from exltune.engines.base import AUTO, open_engine
 from exltune.errors import ExltuneError, OutputExistsError
-from exltune.inventory import load_inventory, model_fingerprint
+from exltune.inventory import load_inventory, model_fingerprint, read_config
 from exltune.pipeline.base_quants import RECIPE, find_base_quants
 from exltune.pipeline.build import build
+from exltune.pipeline.commands import budget_options
 from exltune.pipeline.jobs import job_hash
+from exltune.pipeline.joint import groups_budget
 from exltune.pipeline.measure import measure
 from exltune.pipeline.optimize import OptimizeSettings, optimize
 from exltune.pipeline.quantize import QuantizeSettings, quantize
 from exltune.pipeline.reporter import Reporter, Silent
-from exltune.pipeline.space import Asked
+from exltune.pipeline.space import AUTO as OPEN
+from exltune.pipeline.space import Asked, check_asked
 from exltune.pipeline.verdict import judge
 from exltune.schema.base import Record
 from exltune.schema.evaluation import Evaluation, TuneResult, Verdict
+from exltune.schema.hardware import FP16_CACHE, CacheBits
 from exltune.schema.tokens import DataSettings
-from exltune.search import search_problem
 from exltune.store.files import exclusive, is_empty_but_for
 from exltune.store.records import read_record, write_record
 
@@ -31,11 +34,11 @@ MODEL, EVALUATION, VERDICT = "model", "evaluation.json", "verdict.json"
 
 
 class TuneJob(Record):
-    """What a tune directory is for; another job may not go on in it."""
+    """What a tune directory is for; another job may not go on in it. budget: as options of the command line."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     model: str
-    target_bpw: float
+    budget: tuple[str, ...]
     level: int
     job: str
 
@@ -43,7 +46,7 @@ class TuneJob(Record):
 def tune(
     model: Path,
     out: Path,
-    target_bpw: float,
+    asked: Asked,
     settings: QuantizeSettings,
     data: DataSettings,
     *,
@@ -54,20 +57,20 @@ def tune(
 ) -> TuneResult:
     """From a model to a tuned quant in `out`; the same call again goes on where it was stopped.
 
-    Raises: BudgetError before any work for an impossible target, OutputExistsError for a directory that holds
+    Raises: BudgetError before any work for an impossible budget, OutputExistsError for a directory that holds
     something else, and what the stages raise.
     """
     reporter = reporter or Silent()
     settings.check()
-    _check_target(model, target_bpw, settings)
-    with exclusive(out), _claimed(out, _job(model, target_bpw, settings, data, level)):
+    _check_budget(model, asked, settings)
+    with exclusive(out), _claimed(out, _job(model, asked, settings, data, level)):
         quantize(model, out / QUANTS, settings, data, engine=engine, reporter=reporter)
         if not (out / MEASUREMENT).is_file():
             measure(model, out / QUANTS, out / MEASUREMENT, data, level=level, engine=engine, reporter=reporter)
         if not (out / RECIPE).is_file():
             optimize(
                 out / MEASUREMENT,
-                Asked(Limits(target_bpw=target_bpw)),
+                asked,
                 out / RECIPE,
                 settings=search,
                 model=model,
@@ -83,22 +86,22 @@ def tune(
     return TuneResult(recipe=str(out / RECIPE), model=str(out / MODEL), verdict=verdict)
 
 
-def _check_target(model: Path, target_bpw: float, settings: QuantizeSettings) -> None:
-    search_problem(
-        load_inventory(model),
-        target_bpw=target_bpw,
-        widths=settings.widths,
-        codebook=settings.codebook,
-        head_choice="",
-        head_bits=settings.default_head,
-    )
+def _check_budget(model: Path, asked: Asked, settings: QuantizeSettings) -> None:
+    """Whether anything can come of it, with the cheapest cache where the cache is open."""
+    load_inventory(model)
+    profile = model_profile(read_config(model), settings.codebook, str(model))
+    check_asked(asked, profile)
+    cache = CacheBits(k=2, v=2) if asked.cache == OPEN else asked.cache or FP16_CACHE
+    use = asked.use.model_copy(update={"cache": cache})
+    groups_budget(profile, settings.widths, asked.limits, use, settings.default_head)
 
 
-def _job(model: Path, target_bpw: float, settings: QuantizeSettings, data: DataSettings, level: int) -> TuneJob:
-    parts = (model_fingerprint(model), target_bpw, settings.widths, settings.head_bits, settings.codebook, level)
+def _job(model: Path, asked: Asked, settings: QuantizeSettings, data: DataSettings, level: int) -> TuneJob:
+    budget = budget_options(asked)
+    parts = (model_fingerprint(model), budget, settings.widths, settings.head_bits, settings.codebook, level)
     return TuneJob(
         model=str(model.resolve()),
-        target_bpw=target_bpw,
+        budget=budget,
         level=level,
         job=job_hash("tune", *parts, data.model_dump(mode="json")),
     )
@@ -111,7 +114,7 @@ def _claimed(out: Path, job: TuneJob) -> Iterator[None]:
         raise OutputExistsError("the directory holds something else", where=str(out), fix="Give an empty one")
     if (out / JOB).is_file() and read_record(out / JOB, TuneJob).job != job.job:
         raise OutputExistsError(
-            "another tune was begun here (another model, target, texts, widths or version)",
+            "another tune was begun here (another model, budget, texts, widths or version)",
             where=str(out),
             fix="Repeat that one's arguments to go on with it, or give an empty directory",
         )

@@ -17,7 +17,7 @@ from exltune.pipeline.reporter import Reporter
 from exltune.pipeline.standings import SEARCHED
 from exltune.schema.evaluation import Evaluation, EvaluationRow, Verdict
 from exltune.schema.inventory import Inventory
-from exltune.schema.mix import Mix, MixSize, choice_of_bits
+from exltune.schema.mix import CACHE_K, CACHE_V, Mix, MixSize, choice_of_bits
 from exltune.schema.score import Score
 from exltune.schema.tokens import DataSettings, Split
 from exltune.search import smallest_strategy_at_least
@@ -34,21 +34,26 @@ def judge(
 ) -> tuple[Evaluation, Verdict]:
     """Score base quants, the tuned model as built, and exllamav3's strategy at no fewer bytes, all on held-out rows.
 
+    All with an fp16 cache; the tuned model also with the cache that its recipe chose, if it chose one.
     engine: opened on the base quants by choice and on the tuned directory by its name.
     """
     inventory, tokens = engine.inventory, token_sets(data, engine.model_dir)[Split.HELD_OUT]
     tuned_size = directory_size(inventory, QuantDir(model))
     uniform, uniform_size, uniform_path = _uniform(inventory, quants, tuned_size)
-    base = [whole(inventory, quant.choice) for quant in quants]
-    with reporter.stage("Evaluating") as progress:
-        scores = engine.score([*base, uniform, whole(inventory, model.name)], ids(tokens), progress)
-    rows = [_base_row(inventory, quant, score) for quant, score in zip(quants, scores, strict=False)]
-    uniform_row = _row(uniform.name, uniform_path, uniform_size, scores[-2])
-    tuned_row = _row("tuned", str(model), tuned_size, scores[-1])
-    difference = paired_difference(scores[-2], scores[-1])
     made = read_recipe(recipe).exltune
     assert made is not None, "optimize writes it"
     assert made.search is not None, "optimize writes it"
+    base = [whole(inventory, quant.choice) for quant in quants]
+    tuned = whole(inventory, model.name)
+    served = [] if made.cache is None else [_with_cache(tuned, made.cache)]
+    with reporter.stage("Evaluating") as progress:
+        scores = engine.score([*base, uniform, tuned, *served], ids(tokens), progress)
+    rows = [_base_row(inventory, quant, score) for quant, score in zip(quants, scores, strict=False)]
+    uniform_score, tuned_score, *served_scores = scores[len(base) :]
+    uniform_row = _row(uniform.name, uniform_path, uniform_size, uniform_score)
+    tuned_row = _row("tuned", str(model), tuned_size, tuned_score)
+    served_rows = [_row(f"tuned, cache {made.cache}", None, tuned_size, score) for score in served_scores]
+    difference = paired_difference(uniform_score, tuned_score)
     verdict = Verdict(
         source=made.source,
         searched=made.source.startswith(SEARCHED),
@@ -59,9 +64,16 @@ def judge(
         standings=made.search.standings,
     )
     evaluation = Evaluation(
-        rows=(*rows, uniform_row, tuned_row), provenance=provenance(engine.model_dir, engine.name, tokens, data)
+        rows=(*rows, uniform_row, tuned_row, *served_rows),
+        provenance=provenance(engine.model_dir, engine.name, tokens, data),
     )
     return evaluation, verdict
+
+
+def _with_cache(mix: Mix, cache: str) -> Mix:
+    """The mix beside a quantized KV cache, `k,v`."""
+    k, v = cache.split(",")
+    return mix.model_copy(update={"choices": mix.choices | {CACHE_K: k, CACHE_V: v}})
 
 
 def _uniform(inventory: Inventory, quants: Sequence[BaseQuant], tuned: MixSize) -> tuple[Mix, MixSize, str | None]:

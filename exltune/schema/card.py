@@ -59,7 +59,6 @@ class CardRun(Record):
     """
 
     branch: str
-    target_bpw: float
     achieved_bpw: float
     head_bits: float
     source: str

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import contents, exltune, run_until_killed, succeed
+import yaml
+from command_line import contents, exltune, fail, run_until_killed, succeed
 from test_cli import HELD_OUT_TOKENS, ROW
 
 SEARCH = ("--target-bpw", "3.7", "--passes", "4")
@@ -103,3 +104,28 @@ def test_a_foreign_directory_is_left_alone(moe_model, data, tmp_path):
     outcome = exltune("tune", moe_model, "--out", tmp_path, *SETTINGS, *data)
     assert (outcome.code, "tune.json" in outcome.stderr) == (7, True)
     assert contents(tmp_path).keys() == {"tune.json"}
+
+
+def test_hardware_as_the_budget(moe_model, data, tmp_path):
+    budget = ("--gpus", "16GiB", "--size", "300KB", "--context", "256", "--cache", "4,4")
+    wide = ("--bits", "3,4", "--head-bits", "auto", "--passes", "4")
+    succeed("tune", moe_model, "--out", tmp_path / "t", *budget, *wide, *data)
+    assert {path.name for path in (tmp_path / "t" / "quants").iterdir() if path.is_dir()} == {"3bpw_H5", "4bpw_H6"}
+    recipe = yaml.safe_load((tmp_path / "t" / "recipe.yaml").read_text())["exltune"]
+    assert (recipe["budget"]["binding"], recipe["cache"], recipe["budget"]["context"]) == ("size", "4,4", 256)
+    verdict = json.loads((tmp_path / "t" / "verdict.json").read_text())
+    assert verdict["tuned"]["size_bytes"] <= 300_000
+    rows = json.loads((tmp_path / "t" / "evaluation.json").read_text())["rows"]
+    tuned, served = rows[-2:]
+    assert (tuned["name"], served["name"], served["path"]) == ("tuned", "tuned, cache 4,4", None)
+    assert served["kl_ref_quant"] != tuned["kl_ref_quant"]
+    # In the same bytes, with its own options: another budget is another tune.
+    assert exltune("tune", moe_model, "--out", tmp_path / "t", *budget[:-1], "8,8", *wide, *data).code == 8
+
+
+@pytest.mark.parametrize(
+    ("budget", "code", "word"),
+    [((), 2, "no budget"), (("--vram", "1MiB"), 4, "--vram"), (("--vram", "16GiB", "--cache", "auto"), 2, "--context")],
+)
+def test_budgets_that_cannot_be(moe_model, data, tmp_path, budget, code, word):
+    fail(code, word, here=tmp_path, arguments=("tune", moe_model, "--out", tmp_path / "t", *budget, *data))
