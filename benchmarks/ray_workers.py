@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from exltune.budget import parse_size
+from exltune.engines import Resources
 from exltune.measure import Budget
 from exltune.pipeline.data import data_settings
 from exltune.pipeline.measure import measure
@@ -57,7 +58,7 @@ def main() -> None:
                 out,
                 texts,
                 budget=Budget(everything=True),
-                max_ram=parse_size(asked.max_ram, "--max-ram"),
+                resources=Resources(state_bytes=parse_size(asked.max_ram, "--max-ram")),
                 ray=RaySettings(),
                 reporter=watch,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,7 @@ from exltune.errors import UsageError
 if TYPE_CHECKING:
     from exltune.pipeline.ray_scorer import RaySettings
 
-_MAX_RAM, _RAY, _RAY_CPUS = "--max-ram", "--ray", "--ray-cpus"
+_RAY, _RAY_CPUS = "--ray", "--ray-cpus"
 
 Store = Annotated[
     str | None,
@@ -32,10 +33,6 @@ Budget = Annotated[
         help="What it may cost: passes over the model (60), hours (1.5h), or all: every swap on all rows.",
         show_default="a tenth of all",
     ),
-]
-MaxRam = Annotated[
-    str | None,
-    typer.Option(_MAX_RAM, help="Hidden states held at one time, as 8GiB; of each worker.", show_default="2GiB"),
 ]
 Ray = Annotated[
     str | None,
@@ -67,7 +64,9 @@ def measure(
     seed: options.Seed = 0,
     engine: options.EngineName = "auto",
     store: Store = None,
-    max_ram: MaxRam = None,
+    devices: options.Devices = None,
+    max_ram: options.MaxRam = None,
+    max_vram: options.MaxVram = None,
     ray: Ray = None,
     ray_cpus: RayCpus = None,
     force: options.Force = False,
@@ -75,7 +74,6 @@ def measure(
 ) -> None:
     """Measure what each group's bits do to the model's output (KL divergence). Resumes after a kill."""
     with errors_in_one_line(json):
-        from exltune.budget import parse_size
         from exltune.measure import parse_budget
         from exltune.pipeline.measure import measure as run
         from exltune.pipeline.probe_runs import ProbeCounts
@@ -90,14 +88,14 @@ def measure(
             budget=parse_budget(budget),
             engine=engine,
             store=store,
-            max_ram=None if max_ram is None else parse_size(max_ram, _MAX_RAM),
+            resources=options.resources(devices, max_ram, max_vram),
             ray=_ray_settings(ray, ray_cpus),
             force=force,
             reporter=RichReporter(),
             counts=counts,
         )
         if json:
-            told = {"reused": counts.reused, "scored": counts.scored, "state_bytes": counts.state_bytes}
+            told = asdict(counts)
             groups = len(found.groups)
             print_json({"measurement": str(out), "groups": groups, "base_kld": found.base_kld, "probes": told})
         else:

@@ -4,10 +4,20 @@ from exltune.engines.base import (
     Engine,
     LayerCapture,
     Progress,
+    Resources,
     ScoreStats,
     auto_engine,
     engine_names,
     open_engine,
 )
 
-__all__ = ["Engine", "LayerCapture", "Progress", "ScoreStats", "auto_engine", "engine_names", "open_engine"]
+__all__ = [
+    "Engine",
+    "LayerCapture",
+    "Progress",
+    "Resources",
+    "ScoreStats",
+    "auto_engine",
+    "engine_names",
+    "open_engine",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -29,7 +30,7 @@ AUTO = "auto"
 #: An expert that fewer calibration tokens reach by the model's own routing is reported as rare.
 MIN_EXPERT_TOKENS = 64
 
-#: Engine name -> "module:Class"; the class is called with (model_dir, quants), and state_bytes if given.
+#: Engine name -> "module:Class"; the class is called with (model_dir, quants), and what Resources name.
 _ENGINES: Mapping[str, str] = {
     "reference": "exltune.engines.reference.engine:ReferenceEngine",
     "exllamav3": "exltune.engines.exllamav3.engine:ExllamaEngine",
@@ -47,8 +48,8 @@ class ScoreStats:
     layer_forwards: layer passes over the whole token set, one for each distinct prefix of each layer.
     head_forwards: head passes over the whole token set. mixes: mixes asked for, duplicates included.
     state_bytes: the most hidden states that were held at one time; spilled_bytes: those of them in files.
-    vram_bytes: the most memory taken of one device, 0 on CPUs. ram_bytes: the most that the process ever had, 0 if
-    nobody looked. shrunk: times that a device had too little memory, and took fewer rows from then on.
+    vram_bytes: the most memory taken of one device since the engine was opened, 0 on CPUs. shrunk: times that a device
+    had too little memory, and took fewer rows from then on.
     """
 
     mixes: int = 0
@@ -60,7 +61,6 @@ class ScoreStats:
     state_bytes: int = 0
     spilled_bytes: int = 0
     vram_bytes: int = 0
-    ram_bytes: int = 0
     shrunk: int = 0
     load_seconds: float = 0.0
     forward_seconds: float = 0.0
@@ -85,12 +85,31 @@ class LayerCapture:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What an engine may take; the engine's own default where nothing is said.
+
+    devices: numbers of CUDA devices, all of them if none are named. state_bytes: hidden states in RAM during a score
+    call. vram_bytes: of each device.
+    """
+
+    devices: tuple[int, ...] = ()
+    state_bytes: int | None = None
+    vram_bytes: int | None = None
+
+    @property
+    def of_devices(self) -> dict[str, object]:
+        """What only an engine with devices takes, by name."""
+        given = {"devices": self.devices or None, "vram_bytes": self.vram_bytes}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class ConvertJob:
     """A whole model to be quantized by the engine's own converter.
 
     bits and head_bits: of all linears, and of the head. recipe: bits by module key instead, where given. hq: how often
-    exllamav3 raises the bits of its select layers. out: the empty directory to write into. work_dir: what is kept for
-    taking the job up again.
+    exllamav3 raises the bits of its select layers, which makes a mix. out: the empty directory to write into.
+    work_dir: what is kept for taking the job up again.
     """
 
     bits: float
@@ -152,7 +171,10 @@ class Engine(Protocol):
     def quantize(
         self, key: str, hessian: Hessian | RotatedHessian | None, bits: float, codebook: Codebook, seed: str
     ) -> tuple[QuantizedLinear, QuantStats]:
-        """Quantize the reference weight of one linear. Raises: MissingTensorError, NonFiniteError."""
+        """Quantize the reference weight of one linear.
+
+        Raises: MissingTensorError, NonFiniteError, NotAModelError where the reference is a quant.
+        """
         ...
 
     def rfn(self, choice: Choice, keys: Iterable[str] | None = None) -> dict[str, float]:
@@ -180,25 +202,31 @@ def open_engine(
     name: str,
     model_dir: str | Path,
     quants: Mapping[Choice, Path] | None = None,
-    *,
-    state_bytes: int | None = None,
-    devices: Sequence[int] = (),
+    resources: Resources | None = None,
 ) -> Engine:
     """Open an engine on a model and its base quants; "auto" picks the fastest one that this machine can run.
 
-    quants: choice -> EXL3 directory; "16" is always the reference and needs none. state_bytes: hidden states that a
-    score call may hold at one time, the engine's own default if None. devices: numbers of the CUDA devices to use, all
-    of them if none are named.
+    model_dir: the reference, unquantized or an EXL3 directory. quants: choice -> EXL3 directory; "16" is always the
+    reference and needs none. Where "auto" takes the CPU although there is a CUDA device, the log says why.
     Raises: UsageError for an unknown name or for devices of an engine that has none, and what reading the model raises.
     """
-    resolved = auto_engine()[0] if name == AUTO else name
+    resources, resolved = resources or Resources(), _automatic() if name == AUTO else name
     if resolved not in _ENGINES:
         raise UsageError(f"there is no engine {name!r}", fix=f"Choose one of: {', '.join(engine_names())}")
     module, _, attribute = _ENGINES[resolved].partition(":")
-    settings: dict[str, object] = {} if state_bytes is None else {"state_bytes": state_bytes}
-    if devices:
-        if resolved in _ON_CPU:
-            raise UsageError(f"engine {resolved} runs on the CPU", fix="Leave --devices out, or take another --engine")
-        settings["devices"] = tuple(devices)
+    settings: dict[str, object] = {} if resources.state_bytes is None else {"state_bytes": resources.state_bytes}
+    if resources.of_devices and resolved in _ON_CPU:
+        raise UsageError(
+            f"engine {resolved} runs on the CPU", fix="Leave --devices and --max-vram out, or take another --engine"
+        )
+    settings |= resources.of_devices
     engine: Engine = getattr(import_module(module), attribute)(Path(model_dir), dict(quants or {}), **settings)
     return engine
+
+
+def _automatic() -> str:
+    """The engine that "auto" stands for; a machine with a card that is not used is not passed over in silence."""
+    name, reason = auto_engine()
+    if reason is not None and import_module("torch").cuda.is_available():
+        logging.getLogger(__name__).warning("the engine is %s, %s", name, reason)
+    return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from exltune.engines.base import AUTO, Engine, open_engine
+from exltune.engines.base import AUTO, Engine, Resources, open_engine
 from exltune.measure import Budget, QuantHead, summarize
 from exltune.pipeline.base_quants import find_base_quants, head_source, paths_of, quant_sizes
 from exltune.pipeline.data import ids, token_sets
@@ -15,7 +15,7 @@ from exltune.pipeline.probe_content import MixContent, probe_context
 from exltune.pipeline.probe_runs import EngineScorer, ProbeCounts, ProbeRun, Scorer
 from exltune.pipeline.ray_scorer import RayScorer, RaySettings
 from exltune.pipeline.ray_worker import WorkerJob
-from exltune.pipeline.reporter import Reporter, Silent
+from exltune.pipeline.reporter import Reporter, Silent, peak_ram_bytes, tell_peaks
 from exltune.schema.measurement import Measurement
 from exltune.schema.tokens import DataSettings, Split
 from exltune.store.database import Database
@@ -37,7 +37,7 @@ def measure(
     budget: Budget | None = None,
     engine: str = AUTO,
     store: str | None = None,
-    max_ram: int | None = None,
+    resources: Resources | None = None,
     ray: RaySettings | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
@@ -46,10 +46,10 @@ def measure(
     """Swap parts of the model to base quants, score them on the search set and write the measurement.
 
     budget: what it may cost, a tenth of all swaps on all rows if None; what was not scored is estimated and marked so.
-    store: file or URL of the probe store. max_ram: bytes of hidden states held at one time. ray: the cluster to score
+    store: file or URL of the probe store. resources: what the engine may take. ray: the cluster to score
     on, this process if None. counts: is told what was scored and what was there.
-    Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, UsageError for a store that is none or a
-    max_ram that holds nothing, StorageError, WorkerLostError, and what the engine raises.
+    Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, UsageError for a store that is none or
+    resources that hold nothing, StorageError, WorkerLostError, and what the engine raises.
     """
     reporter, counts = reporter or Silent(), counts or ProbeCounts()
     refuse_existing_file(out, force=force)
@@ -59,12 +59,13 @@ def measure(
     heads = {quant.choice: quant.head_bits for quant in quants}
     head = QuantHead(source_of_head.choice, source_of_head.head_bits, source_of_head.codebook, heads)
     tokens = token_sets(data, model)[Split.SEARCH]
-    opened = open_engine(engine, model, paths_of(quants), state_bytes=max_ram)
+    opened = open_engine(engine, model, paths_of(quants), resources)
     sizes = quant_sizes(opened.inventory, quants, head.bits)
     source = provenance(model, opened.name, tokens, data)
     plan = probe_plan(opened, level, quants, head, ids(tokens), budget or Budget())
     probes, content = ProbeStore(database, probe_context(opened)), MixContent(opened.inventory, quants)
-    job = WorkerJob(opened.name, model.resolve(), {quant.choice: quant.path.resolve() for quant in quants}, max_ram)
+    places = {quant.choice: quant.path.resolve() for quant in quants}
+    job = WorkerJob(opened.name, model.resolve(), places, resources or Resources())
     with locked(out), _scorer(opened, job, ray, counts, reporter) as scorer:
         run = ProbeRun(probes, scorer, ids(tokens), content, counts)
         with reporter.stage("Measuring") as progress:
@@ -72,6 +73,8 @@ def measure(
         tensors = saliences(opened, level, quants[0], ids(tokens))
         measurement = summarize(opened.inventory, level, sizes, head, scores, data, source, tensors)
         write_record(out, measurement)
+    tell_peaks(reporter, opened)
+    counts.ram_bytes, counts.vram_bytes = peak_ram_bytes(), opened.stats.vram_bytes
     return measurement
 
 

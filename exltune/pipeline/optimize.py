@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from exltune.engines.base import AUTO, open_engine
+from exltune.engines.base import AUTO, Resources, open_engine
 from exltune.errors import NonFiniteError, UsageError
 from exltune.inventory import read_config
 from exltune.pipeline.base_quants import paths_of
 from exltune.pipeline.data import check_tokens, ids, token_sets
 from exltune.pipeline.jobs import job_hash
 from exltune.pipeline.measured import quants_at_hand
-from exltune.pipeline.reporter import Reporter, Silent
+from exltune.pipeline.reporter import Reporter, Silent, tell_peaks
 from exltune.pipeline.search import Scorer, run_rounds, score_seeds
 from exltune.pipeline.space import Asked, Space, search_space
 from exltune.pipeline.standings import SEARCHED, all_candidates, standings
@@ -93,13 +93,15 @@ def optimize(
     model: Path | None = None,
     quants_dir: Path | None = None,
     engine: str = AUTO,
+    resources: Resources | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Optimized:
     """Search the best mix within a budget, judge it against every method on fresh rows, and write its recipe.
 
     Where the base quants are not at hand the best prediction wins and nothing is scored. The same call again goes on
-    with the mixes that its storage holds. model and quants_dir override what the measurement names.
+    with the mixes that its storage holds. model and quants_dir override what the measurement names. resources: what the
+    engine may take.
     Raises: BudgetError for an impossible budget, UsageError, DataError where the measurement or its texts cannot be
     read, OutputExistsError, QuantMismatchError, StorageError.
     """
@@ -116,9 +118,10 @@ def optimize(
         if quants:
             tokens = token_sets(measurement.exltune.data, model)
             check_tokens(tokens[Split.SEARCH], measurement.exltune.provenance.tokens_sha256, file)
-            opened = open_engine(engine, model, paths_of(quants))
+            opened = open_engine(engine, model, paths_of(quants), resources)
             fresh = Scorer(opened, ids(tokens[Split.SELECTION]))
             outcome = run.search(Scorer(opened, ids(tokens[Split.SEARCH])), fresh)
+            tell_peaks(reporter, opened)
         else:
             reporter.remark("The base quants are not at hand: the best prediction wins, nothing was scored")
             outcome = run.predict()

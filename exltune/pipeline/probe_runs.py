@@ -50,11 +50,17 @@ class Scorer(Protocol):
 
 @dataclass
 class ProbeCounts:
-    """reused, scored: mixes whose rows were in the store, and those that had to be scored."""
+    """reused, scored: mixes whose rows were in the store, and those that had to be scored.
+
+    state_bytes: the most hidden states that a call held. ram_bytes, vram_bytes: the most that this process ever took of
+    main memory and of one device.
+    """
 
     reused: int = 0
     scored: int = 0
     state_bytes: int = 0
+    ram_bytes: int = 0
+    vram_bytes: int = 0
 
 
 class EngineScorer:

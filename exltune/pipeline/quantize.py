@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exltune.build import assemble_quant
-from exltune.engines.base import AUTO, Converter, ConvertJob, Engine, Progress, open_engine
+from exltune.engines.base import AUTO, Converter, ConvertJob, Engine, Progress, Resources, open_engine
 from exltune.errors import (
     CorruptFileError,
     DataError,
@@ -21,7 +21,7 @@ from exltune.errors import (
 from exltune.exl3.codebooks import Codebook, check_bits
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
-from exltune.inventory import model_fingerprint
+from exltune.inventory import load_unquantized, model_fingerprint
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import job_hash, provenance
 from exltune.pipeline.reporter import Reporter, Silent
@@ -80,7 +80,7 @@ def quantize(
     data: DataSettings,
     *,
     engine: str = AUTO,
-    devices: Sequence[int] = (),
+    devices: tuple[int, ...] = (),
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Path]:
@@ -91,7 +91,8 @@ def quantize(
     """
     reporter = reporter or Silent()
     settings.check()
-    opened = open_engine(engine, model, devices=devices)
+    load_unquantized(model)
+    opened = open_engine(engine, model, resources=Resources(devices))
     with exclusive(out):
         run = _Run(opened, out, settings, data)
         missing = run.missing(force)

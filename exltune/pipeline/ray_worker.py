@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from exltune.engines.base import Engine, open_engine
+from exltune.engines.base import Engine, Resources, open_engine
 from exltune.errors import ExltuneError
 from exltune.pipeline.probe_content import scoring_code
 from exltune.schema.mix import Choice, Mix
@@ -26,7 +26,7 @@ class WorkerJob:
     engine: str
     model: Path
     quants: Mapping[Choice, Path]
-    state_bytes: int | None
+    resources: Resources
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,5 @@ class ProbeWorker:
     def _open(self) -> Engine:
         if self._engine is None:
             job = self.job
-            self._engine = open_engine(job.engine, job.model, job.quants, state_bytes=job.state_bytes)
+            self._engine = open_engine(job.engine, job.model, job.quants, job.resources)
         return self._engine

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,13 +10,13 @@ from exltune.budget import directory_size
 from exltune.build import assemble_quant, resolve_recipe
 from exltune.build.assemble import half_weight
 from exltune.corpora import TokenSet
-from exltune.engines.base import AUTO, Converter, ConvertJob, Engine, Progress, open_engine
+from exltune.engines.base import AUTO, Converter, ConvertJob, Engine, Progress, Resources, open_engine
 from exltune.errors import UsageError
 from exltune.exl3.codebooks import Codebook, check_bits
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG, PendingTensor
-from exltune.inventory import model_fingerprint
+from exltune.inventory import load_unquantized, model_fingerprint
 from exltune.pipeline.base_quants import RECIPE
 from exltune.pipeline.build import check_planned
 from exltune.pipeline.data import ids, token_sets
@@ -43,7 +42,7 @@ def requantize(
     *,
     codebook: Codebook = "mul1",
     engine: str = AUTO,
-    devices: Sequence[int] = (),
+    devices: tuple[int, ...] = (),
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> MixSize:
@@ -54,7 +53,8 @@ def requantize(
     """
     reporter = reporter or Silent()
     recipe = read_recipe(recipe_file)
-    opened = open_engine(engine, model, devices=devices)
+    load_unquantized(model)
+    opened = open_engine(engine, model, resources=Resources(devices))
     run = _Run(opened, recipe, codebook, token_sets(data, model)[Split.CALIBRATION], out)
     run.check(recipe_file)
     with reporter.stage("Checking weights") as progress:

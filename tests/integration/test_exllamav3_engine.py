@@ -17,6 +17,7 @@ from exltune.engines import open_engine
 from exltune.engines.exllamav3 import runtime
 from exltune.engines.exllamav3.chunks import Chunks
 from exltune.engines.exllamav3.engine import ExllamaEngine
+from exltune.engines.exllamav3.fits import device_bytes, hold_to
 from exltune.engines.exllamav3.scoring import Limits
 from exltune.engines.exllamav3.states import StatePool
 from exltune.engines.exllamav3.worker import Worker
@@ -135,7 +136,34 @@ def test_the_reference_is_computed_once_for_the_same_rows(tiny_moe: TinyModel, s
     # The third mix leaves the reference's path in the last layer alone.
     assert forwards == [3 * layers + 1, 3 * layers, 2 * layers]
     alike(engine.score(some_mixes(tiny_moe), TOKENS.flip(0)), [reversed_rows(score) for score in scores])
-    assert engine.stats.layer_forwards == forwards[0]
+    assert engine.stats.layer_forwards == forwards[1]
+
+
+def test_the_reference_is_kept_row_by_row(tiny_moe: TinyModel, scores: list[Score]) -> None:
+    engine, layers = engine_on(tiny_moe), tiny_moe.inventory.layers
+    forwards = []
+    for rows in (slice(0, 3), slice(3, 5), slice(0, 5), slice(1, 4)):
+        found = engine.score(some_mixes(tiny_moe)[:2], TOKENS[rows])
+        alike(found, [rows_of(score, rows) for score in scores[:2]])
+        forwards.append(engine.stats.layer_forwards)
+    # A search scores on halves in turn: what one call has seen, no later one computes.
+    assert forwards == [3 * layers, 3 * layers, 2 * layers, 2 * layers]
+
+
+def test_kept_references_stay_within_their_share(tiny_moe: TinyModel) -> None:
+    engine, layers = engine_on(tiny_moe, state_bytes=8 * 3 * ROW), tiny_moe.inventory.layers
+    forwards = []
+    for rows in ([0, 1], [2], [0], [3], [1], [0, 1, 2, 3]):
+        engine.score(some_mixes(tiny_moe)[:2], TOKENS[rows])
+        forwards.append(engine.stats.layer_forwards // layers)
+        assert engine._references.nbytes <= 3 * ROW
+    # Row 1 was not asked for the longest when row 3 came; four rows are more than are kept.
+    assert forwards == [3, 3, 2, 3, 3, 3]
+
+
+def rows_of(score: Score, rows: slice) -> Score:
+    sums = {field: getattr(score, field)[rows] for field in ("kl_ref_mix", "kl_mix_ref", "nll")}
+    return score.model_copy(update=sums)
 
 
 def reversed_rows(score: Score) -> Score:
@@ -150,7 +178,8 @@ def test_states_beyond_the_ram_given_go_to_disk(
     engine = engine_on(tiny_moe, state_bytes=5 * ROW * rows, spill_dir=tmp_path)
     assert engine.score(some_mixes(tiny_moe), TOKENS) == scores
     assert engine.stats.spilled_bytes > 0
-    assert engine.stats.state_bytes - engine.stats.spilled_bytes <= 5 * ROW * rows
+    held = engine._references.nbytes
+    assert engine.stats.state_bytes + held - engine.stats.spilled_bytes <= 5 * ROW * rows
     assert list(tmp_path.iterdir()) == []
 
 
@@ -328,6 +357,31 @@ def test_auto_says_why_it_takes_no_gpu(tiny_moe: TinyModel, monkeypatch: pytest.
     assert runtime.why_not() == "there is no CUDA device"
     found = inspect(tiny_moe.path)
     assert (found.engine, found.engine_remark) == ("reference", "not exllamav3: there is no CUDA device")
+
+
+def test_a_card_that_is_not_used_is_logged(
+    tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert open_engine("auto", tiny_moe.path).name == "reference"
+    assert caplog.text == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runtime.importlib.metadata, "version", lambda _name: "2.0.0")
+    assert open_engine("auto", tiny_moe.path).name == "reference"
+    assert "the engine is reference, not exllamav3: exllamav3 2.0.0 is installed" in caplog.text
+
+
+def test_torch_is_held_to_the_vram_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    fractions: list[float] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (6 << 30, 8 << 30))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda fraction, _device: fractions.append(fraction)
+    )
+    card = torch.device("cuda", 0)
+    for limit in (2 << 30, None, 9 << 30):
+        hold_to(card, limit)
+    assert fractions == [0.25, 1.0, 1.0]
+    assert [device_bytes(card, limit) for limit in (2 << 30, None, 9 << 30)] == [2 << 30, 6 << 30, 6 << 30]
 
 
 def test_auto_takes_it_where_both_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from exltune.engines.checks import check_mix, check_tokens
 from exltune.engines.exllamav3.capture import CapturePass
 from exltune.engines.exllamav3.converter import convert
 from exltune.engines.exllamav3.head import RowSums
+from exltune.engines.exllamav3.references import ReferenceRows
 from exltune.engines.exllamav3.runtime import import_exllamav3, named_devices
 from exltune.engines.exllamav3.scoring import Limits, ScorePass
 from exltune.engines.exllamav3.shelf import Shelf
@@ -30,18 +30,22 @@ from exltune.exl3.hessian import Hessian, RotatedHessian
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.quantizer import QuantStats, quantize_linear
 from exltune.exl3.tensors import TensorFiles
-from exltune.inventory import load_unquantized, model_shape, read_config
+from exltune.inventory import is_exl3, load_inventory, load_unquantized, model_shape, read_config
 from exltune.metrics import score_from_rows
 from exltune.schema.mix import REFERENCE, Choice, Mix
 from exltune.schema.score import Score
+
+#: One part in so many of the RAM for hidden states keeps the unquantized model's from call to call; a call holds those
+#: of its own rows once more.
+_REFERENCE_SHARE = 8
 
 
 class ExllamaEngine:
     """exllamav3's own modules in fp16 on CUDA devices.
 
-    quants: choice -> EXL3 directory. devices: where it runs, or numbers of CUDA devices; all of
-    these if none are given. limits: memory of a
-    score call; state_bytes: its hidden states in RAM, if other than the limits' own.
+    quants: choice -> EXL3 directory. devices: where it runs, or numbers of CUDA devices; all of these if none are
+    given. limits: memory of a score call; state_bytes, vram_bytes: its hidden states in RAM, and what it may take of
+    each device, if other than the limits' own.
     Raises: EngineError where exllamav3 cannot be used, and what reading the model raises.
     """
 
@@ -55,22 +59,24 @@ class ExllamaEngine:
         devices: Sequence[torch.device | int] = (),
         limits: Limits | None = None,
         state_bytes: int | None = None,
+        vram_bytes: int | None = None,
         min_expert_tokens: int = MIN_EXPERT_TOKENS,
     ) -> None:
         import_exllamav3()
         given = tuple(device for device in devices if isinstance(device, torch.device))
         self.devices = given or named_devices([device for device in devices if isinstance(device, int)])
         self.model_dir = Path(model_dir)
-        self.inventory = load_unquantized(self.model_dir)
+        self.inventory = load_inventory(self.model_dir)
         self._head_dim = model_shape(read_config(self.model_dir)).head_dim
         self.shelf = Shelf(quants, self.inventory)
         self.limits = limits or Limits()
         if state_bytes is not None:
             self.limits = replace(self.limits, state_bytes=state_bytes)
+        if vram_bytes is not None:
+            self.limits = replace(self.limits, vram_bytes=vram_bytes)
         self.workers = [Worker(device, self.model_dir, self.inventory) for device in self.devices]
         self.min_expert_tokens = min_expert_tokens
-        #: The unquantized model's last states on the rows of the latest call: most calls are about the same ones.
-        self._references: dict[bytes, Tensor] = {}
+        self._references = ReferenceRows(self.limits.state_bytes // _REFERENCE_SHARE)
         self.stats = ScoreStats()
 
     def score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None) -> list[Score]:
@@ -81,15 +87,15 @@ class ExllamaEngine:
             check_mix(mix, self.inventory, (REFERENCE, *self.shelf.paths), self._head_dim)
         if not mixes:
             return []
-        tree, known = build_tree(mixes, self.inventory), _digest(tokens)
+        tree = build_tree(mixes, self.inventory)
         self.stats = ScoreStats(mixes=len(mixes), tokens=tokens.numel(), distinct_mixes=len(set(tree.leaves)))
-        run = ScorePass(self.workers, self.shelf, self.inventory, self.limits, self.stats)
-        run.reference = self._references.get(known)
+        own = replace(self.limits, state_bytes=self.limits.state_bytes * (_REFERENCE_SHARE - 2) // _REFERENCE_SHARE)
+        run = ScorePass(self.workers, self.shelf, self.inventory, own, self.stats)
+        run.reference = self._references.find(tokens)
         with _lost_devices():
             sums = run.run(tree, tokens, progress)
-        if run.reference is not None and run.reference.nbytes <= self.limits.state_bytes // 4:
-            # A call's own buffers end with it.
-            self._references = {known: run.reference if known in self._references else run.reference.clone()}
+        if run.reference is not None:
+            self._references.keep(tokens, run.reference)
         self.stats.total_seconds = perf_counter() - start
         return _scores(mixes, tree, sums, tokens.shape[1] - 1)
 
@@ -111,7 +117,9 @@ class ExllamaEngine:
     ) -> tuple[QuantizedLinear, QuantStats]:
         """As Engine.quantize, with the encoder of the CPU; `convert` is the fast way."""
         self._group_of(key)
-        weights = CheckpointWeights(TensorFiles(self.model_dir)).linear(self.shelf.specs[key])
+        if is_exl3(files := TensorFiles(self.model_dir)):
+            load_unquantized(self.model_dir)
+        weights = CheckpointWeights(files).linear(self.shelf.specs[key])
         return quantize_linear(weights.weight.T.contiguous(), hessian, bits, codebook, seed, weights.bias)
 
     def rfn(self, choice: Choice, keys: Iterable[str] | None = None) -> dict[str, float]:
@@ -131,6 +139,7 @@ class ExllamaEngine:
 
     def convert(self, job: ConvertJob, tokens: Tensor, progress: Progress | None = None) -> None:
         """As Converter.convert, on all devices of this engine."""
+        load_unquantized(self.model_dir)
         check_tokens(tokens, self.inventory, self.model_dir)
         convert(self.model_dir, self.inventory, job, tokens, [device.index or 0 for device in self.devices], progress)
 
@@ -142,10 +151,6 @@ class ExllamaEngine:
             if key in group.tensors:
                 return group.id
         raise UsageError(f"the model has no linear {key!r}", where=str(self.model_dir))
-
-
-def _digest(tokens: Tensor) -> bytes:
-    return hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.numpy().tobytes()).digest()
 
 
 @contextmanager

@@ -83,3 +83,9 @@ def device_bytes(device: torch.device, limit: int | None) -> int | None:
         return limit
     free = int(torch.cuda.mem_get_info(device)[0])
     return free if limit is None else min(free, limit)
+
+
+def hold_to(device: torch.device, limit: int | None) -> None:
+    """Let torch take no more of a CUDA device than the limit: beyond it, its allocator is out of memory."""
+    total = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else min(1.0, limit / total), device)

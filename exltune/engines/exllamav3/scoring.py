@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -83,7 +82,7 @@ class ScorePass:
         leaves = tuple(dict.fromkeys(tree.leaves))
         fits = Fits(self.shelf, self.inventory, tree, tokens.shape[1])
         for worker in self.workers:
-            worker.start(device_bytes(worker.device, self.limits.vram_bytes))
+            worker.start(device_bytes(worker.device, self.limits.vram_bytes), self.limits.vram_bytes)
             fits.check(worker.bytes_)
         self.stats.slabs += 1
         self.stats.layer_forwards += tree.layer_forwards
@@ -100,7 +99,6 @@ class ScorePass:
         self.stats.spilled_bytes = max(self.stats.spilled_bytes, self.pool.spilled_bytes)
         self.stats.vram_bytes = max(worker.peak_bytes for worker in self.workers)
         self.stats.shrunk = sum(worker.chunks.shrunk for worker in self.workers)
-        self.stats.ram_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return sums
 
     def _embed(self, tokens: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exltune.engines.exllamav3.chunks import Chunks
+from exltune.engines.exllamav3.fits import hold_to
 from exltune.engines.exllamav3.runtime import import_exllamav3
 from exltune.engines.exllamav3.shelf import GroupChoice, Shelf, Stored
 from exltune.errors import NonFiniteError
@@ -21,14 +22,17 @@ from exltune.exl3.hessian import Hessian
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, CacheChoice, Choice
 
+#: How a linear's weights are stored, as EXL3 or unquantized.
+_STORED_AS = ("trellis", "suh", "svh", "su", "sv", "mcg", "mul1", "weight")
+
 _DEVICE_LOCKS: defaultdict[str, Lock] = defaultdict(Lock)
 
 
 class Worker:
-    """Runs modules of the unquantized model with any mix of stored tensors in the place of its own.
+    """Runs modules of the reference, unquantized or a quant, with any mix of stored tensors in the place of its own.
 
     A module is loaded by exllamav3 itself, from tensors given to it as its converter gives them: what runs is what
-    would run if the mix lay in a directory, fused kernels and all. Norms and routers are the unquantized model's.
+    would run if the mix lay in a directory, fused kernels and all. Norms and routers are the reference's.
     Source: exllamav3 1.6.5, conversion/convert_model.py main ("Reload module from memory"), loader/safetensors.py
     set_new_tensors.
     """
@@ -46,15 +50,15 @@ class Worker:
         self.bytes_: int | None = None
         self._held: dict[GroupChoice, Stored] = {}
 
-    def start(self, bytes_: int | None) -> None:
-        """A new score call, with as many bytes of the device."""
+    def start(self, bytes_: int | None, limit: int | None) -> None:
+        """A new score call, with as many bytes of the device; torch is held to the limit, if there is one."""
         self.bytes_, self.chunks = bytes_, Chunks(self.device)
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+            hold_to(self.device, limit)
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that torch took of the device since `start`; 0 on a CPU."""
+        """The most memory that torch ever took of the device in this process; 0 on a CPU."""
         return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else 0
 
     @torch.inference_mode()
@@ -67,17 +71,19 @@ class Worker:
 
     @contextmanager
     def loaded(self, module: Any, tensors: Stored) -> Iterator[None]:
-        """A module with these tensors, and from the unquantized model's files what is not among them."""
+        """A module with these tensors, and from the reference's files what is not among them."""
         collection = self._config.stc
         from_disk = not tensors and module.can_defer_load()
         if from_disk:
             collection.begin_deferred_load()
         collection.set_new_tensors(tensors)
+        hidden = self._hide(tensors)
         try:
             module.load(self._home(module))
             if from_disk:
                 collection.end_deferred_load()
         finally:
+            collection.tensor_file_map.update(hidden)
             collection.set_new_tensors(None)
             if collection.deferred_mode:
                 collection.abort_deferred_load()
@@ -201,6 +207,15 @@ class Worker:
                 module.unload()
             self._config.stc.close()
 
+    def _hide(self, tensors: Stored) -> dict[str, Any]:
+        """Take the reference's own storage of these linears off exllamav3's map: a quant's marks of another codebook,
+        or its trellis, would go before what is given.
+        """
+        stored = self._config.stc.tensor_file_map
+        keys = {name.rpartition(".")[0] for name in tensors}
+        names = [f"{key}.{kind}" for key in keys for kind in _STORED_AS]
+        return {name: stored.pop(name) for name in names if name in stored}
+
     def _home(self, module: Any) -> torch.device:
         return torch.device("cpu") if module.caps.get("prefer_cpu") else self.device
 
@@ -214,6 +229,9 @@ class Worker:
         scaled = any(f"{linear.key}.{name}" in stored for name in ("scale", "weight_scale", "weight_scale_inv"))
         if scaled or linear.weight_scale != 1.0:
             return {}
+        if linear.quant_type == "exl3":
+            own: Stored = linear.inner.get_tensors(linear.key)
+            return own
         found = {f"{linear.key}.weight": linear.inner.weight.T}
         if linear.inner.bias is not None:
             found[f"{linear.key}.bias"] = linear.inner.bias
