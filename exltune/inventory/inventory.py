@@ -40,14 +40,22 @@ def load_inventory(model_dir: str | Path, *, planning: bool = False) -> Inventor
 def load_unquantized(model_dir: str | Path) -> Inventory:
     """The inventory of a model directory that is no EXL3 quant. Raises: as load_inventory."""
     inventory, files = _load(Path(model_dir))
-    if any(name.endswith(".trellis") for name in files.entries):
+    if is_exl3(files):
         raise NotAModelError(
-            "it is an EXL3 quant already", where=str(files.path), fix="Give the unquantized model that it was made from"
+            "it is an EXL3 quant, and this needs the weights before they were quantized",
+            where=str(files.path),
+            fix="Give the unquantized model that it was made from (measure, optimize, evaluate and gate take a quant "
+            "as the reference)",
         )
     return inventory
 
 
 def check_runnable(shape: ModelShape, where: str) -> None:
+def is_exl3(files: TensorFiles) -> bool:
+    """Whether any tensor of a directory is quantized as EXL3."""
+    return any(name.endswith(".trellis") for name in files.entries)
+
+
     """Check that the class can be quantized and scored. Raises: UnsupportedArchitectureError."""
     if shape.row.planning_only:
         raise UnsupportedArchitectureError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from exltune.corpora import ModelTokenizer, Sample, TokenSet
 from exltune.corpora.packed import packed_bytes
 from exltune.engines.base import AUTO, MIN_EXPERT_TOKENS, LayerCapture, open_engine
-from exltune.inventory import load_unquantized
+from exltune.inventory import load_inventory
 from exltune.pipeline.data import dealt, domain_weights, ids, read_samples, token_sets
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.schema.inventory import Inventory, LinearSpec, Role
@@ -44,7 +44,7 @@ def inspect_data(
     """
     samples = read_samples(settings, model)
     sets = dealt(samples, settings, ModelTokenizer(model))
-    keys = probe_keys(load_unquantized(model)) if experts else ()
+    keys = probe_keys(load_inventory(model)) if experts else ()
     use = None
     if keys:
         opened = open_engine(engine, model)

@@ -10,6 +10,7 @@ from pathlib import Path
 from exltune import __version__
 from exltune.corpora import TokenSet
 from exltune.inventory import model_fingerprint
+from exltune.pipeline.reference import reference_quant
 from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataSettings
 from exltune.store.records import canonical
@@ -60,6 +61,7 @@ def provenance(model_dir: Path, engine: str, tokens: TokenSet, settings: DataSet
         engine=engine,
         model_path=str(model_dir.resolve()),
         model_sha256=model_fingerprint(model_dir),
+        reference=reference_quant(model_dir),
         tokens_sha256=tokens.info.sha256,
         rows=tokens.info.rows,
         row_length=tokens.info.row_length,

@@ -5,13 +5,34 @@ from __future__ import annotations
 from exltune.schema.base import Record
 
 
+class ReferenceQuant(Record):
+    """An EXL3 quant that stands where the unquantized model would: KL is against it, and says nothing of its own error.
+
+    name: its directory's. bits: the fewest of its groups.
+    """
+
+    name: str
+    bpw: float
+    bits: float
+    head_bits: float
+
+    @property
+    def told(self) -> str:
+        """What must be said wherever its numbers are shown."""
+        return f"KL is against {self.name}, an EXL3 quant of {self.bpw:.2f} bpw, not against the unquantized model"
+
+
 class Provenance(Record):
-    """Hashes and settings that a result depends on; `tokens_sha256` is None where no tokens were used."""
+    """Hashes and settings that a result depends on; `tokens_sha256` is None where no tokens were used.
+
+    model_path, model_sha256: the reference's. reference: what it is where it is a quant, None where it is unquantized.
+    """
 
     exltune_version: str
     engine: str
     model_path: str
     model_sha256: str
+    reference: ReferenceQuant | None = None
     tokens_sha256: str | None = None
     rows: int | None = None
     row_length: int | None = None

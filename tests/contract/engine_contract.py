@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_models import VOCAB, TinyModel
 from torch import Tensor
 
 from exltune.engines import Engine
-from exltune.errors import DataError, UsageError
+from exltune.errors import DataError, NotAModelError, UsageError
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix
 from exltune.schema.score import Score
 
@@ -55,6 +56,8 @@ class ScoreContract:
     cache_tolerance, cache_median = 1e-3, 1e-6
     #: Share of positions where two nearly equal logits may change places.
     flips = 0.0
+    #: Rows in which rounding may send a token to another expert.
+    stray_rows = 0
 
     @pytest.fixture
     def open_engine(self) -> Open:
@@ -104,6 +107,26 @@ class ScoreContract:
                 torch.testing.assert_close(per_token(score, field), expected_mean, rtol=0, atol=tolerance)
             moved = (torch.tensor(score.top_k) - expected["top_k"]).abs().sum(-1) / (tokens.numel() - len(tokens))
             assert moved.max() <= self.flips
+
+    def test_a_quant_can_be_the_reference(
+        self, model: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
+    ) -> None:
+        """Its weights stand where a mix says nothing, and KL is against it."""
+        engine = open_engine(replace(model, path=model.quants["3"]))
+        head = model.inventory.head.id
+        mixes = [uniform(model, "2"), uniform(model, REFERENCE, **{head: "2"}), *random_mixes(model, 1)]
+        reference = logits(whole_model(model, uniform(model, "3"), tmp_path / "ref"), tokens)
+        for number, (mix, score) in enumerate(zip(mixes, engine.score(mixes, tokens), strict=True)):
+            choices = {id_: "3" if choice == REFERENCE else choice for id_, choice in mix.choices.items()}
+            whole = logits(whole_model(model, Mix(name="", choices=choices), tmp_path / str(number)), tokens)
+            expected = row_sums(reference, whole, tokens)
+            for field, tolerance in (("kl_ref_mix", self.tolerance), ("nll", self.nll_tolerance)):
+                errors = (per_token(score, field) - expected[field] / score.positions).abs()
+                assert int((errors > tolerance).sum()) <= self.stray_rows
+        assert engine.score([uniform(model, "3")], tokens)[0].kl_ref_mix == (0.0,) * len(tokens)
+        assert set(engine.rfn("3").values()) == {0.0}
+        with pytest.raises(NotAModelError, match="before they were quantized"):
+            engine.quantize(model.inventory.head.tensors[0], None, 2.0, "mul1", "")
 
     def test_the_reference_scores_zero_against_itself(
         self, model: TinyModel, open_engine: Open, tokens: Tensor

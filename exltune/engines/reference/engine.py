@@ -26,7 +26,7 @@ from exltune.exl3.hessian import Hessian, RotatedHessian
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.quantizer import QuantStats, quantize_linear
 from exltune.exl3.tensors import TensorFiles
-from exltune.inventory import load_unquantized
+from exltune.inventory import load_inventory, load_unquantized
 from exltune.metrics import score_from_rows
 from exltune.schema.inventory import LinearSpec
 from exltune.schema.mix import Choice, Mix
@@ -36,7 +36,7 @@ from exltune.schema.score import Score
 class ReferenceEngine:
     """transformers' layers in fp32 on the CPU, with weights from the checkpoint and from EXL3 directories.
 
-    quants: choice -> EXL3 directory. cache_bytes: dequantized weights kept between calls. limits: memory of a score
+    model_dir: the reference, unquantized or an EXL3 directory. quants: choice -> EXL3 directory. cache_bytes: dequantized weights kept between calls. limits: memory of a score
     call; state_bytes: those of its states, if other than the limits' own. threads: how many run at once, each on one
     core (torch's own number if None). The model is checked when the engine is made; quants are opened when a mix first
     needs them.
@@ -56,9 +56,9 @@ class ReferenceEngine:
         min_expert_tokens: int = MIN_EXPERT_TOKENS,
     ) -> None:
         self.model_dir = Path(model_dir)
-        self.inventory = load_unquantized(self.model_dir)
+        self.inventory = load_inventory(self.model_dir)
         self.store = WeightStore(TensorFiles(self.model_dir), quants, self.inventory, cache_bytes)
-        self.shell = ModelShell(self.model_dir, self.store.reference)
+        self.shell = ModelShell(self.model_dir, self.store.plain)
         self.limits, self.threads = limits or Limits(), threads
         if state_bytes is not None:
             self.limits = replace(self.limits, state_bytes=state_bytes)
@@ -98,6 +98,8 @@ class ReferenceEngine:
         self, key: str, hessian: Hessian | RotatedHessian | None, bits: float, codebook: Codebook, seed: str
     ) -> tuple[QuantizedLinear, QuantStats]:
         """As Engine.quantize."""
+        if self.store.reference is not self.store.plain:
+            load_unquantized(self.model_dir)
         weights = self.store.reference.linear(self._spec(key))
         return quantize_linear(weights.weight.T.contiguous(), hessian, bits, codebook, seed, weights.bias)
 

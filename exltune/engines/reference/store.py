@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exltune.engines.reference.layer import Tensors
-from exltune.engines.reference.weights import CheckpointWeights, LinearWeights, WeightSource, open_weights
+from exltune.engines.reference.weights import LinearWeights, WeightSource, open_reference, open_weights
 from exltune.exl3.tensors import TensorFiles
 from exltune.schema.inventory import Inventory, LinearSpec, Role
 from exltune.schema.mix import REFERENCE, Choice
@@ -24,13 +24,14 @@ Map = Callable[[Callable[[GroupChoice], Tensors], Iterable[GroupChoice]], Iterat
 class WeightStore:
     """Loads groups from the reference or a quant and keeps the latest used ones.
 
-    cache_bytes: how much stays in memory after use; what a running layer needs is held beside that.
+    files: the reference's, which may be a quant itself. cache_bytes: how much stays in memory after use; what a running
+    layer needs is held beside that.
     """
 
     def __init__(
         self, files: TensorFiles, quants: Mapping[Choice, Path], inventory: Inventory, cache_bytes: int
     ) -> None:
-        self.reference = CheckpointWeights(files)
+        self.reference, self.plain = open_reference(files)
         self.quants = dict(quants)
         self.specs = {spec.key: spec for spec in inventory.linears}
         self.groups = {group.id: group for group in (*inventory.groups, inventory.head)}
@@ -71,7 +72,7 @@ class WeightStore:
         """Tensors that are in no group (norms, routers), always the reference's."""
         found = self._cache.get(names)
         if found is None:
-            found = {name: self.reference.tensor(name) for name in names}
+            found = {name: self.plain.tensor(name) for name in names}
             self._cache.put(names, found)
         return found
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from exltune.errors import NonFiniteError, QuantMismatchError
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles, read_json
+from exltune.inventory import is_exl3
 from exltune.schema.inventory import LinearSpec, Role
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -76,6 +77,15 @@ class Exl3Weights:
             return LinearWeights(weight, None)
         bias = self.plain.tensor(f"{spec.key}.bias") if quantized.bias is None else quantized.bias.float()
         return LinearWeights(weight, finite(bias[: spec.out_features], f"{spec.key}.bias", files.path))
+
+
+def open_reference(files: TensorFiles) -> tuple[WeightSource, CheckpointWeights]:
+    """The linears of the model that all is compared with, which may be an EXL3 quant, and its unquantized tensors."""
+    if not is_exl3(files):
+        plain = CheckpointWeights(files)
+        return plain, plain
+    quant = Exl3Weights(files.path)
+    return quant, quant.plain
 
 
 def open_weights(path: Path) -> WeightSource:

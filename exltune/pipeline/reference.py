@@ -1,0 +1,38 @@
+"""What a model directory is as a reference: the unquantized model, or a quant where that is not at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exltune.budget import directory_size
+from exltune.exl3.directory import QuantDir
+from exltune.exl3.tensors import TensorFiles
+from exltune.inventory import is_exl3, load_inventory, model_fingerprint
+from exltune.schema.provenance import Provenance, ReferenceQuant
+
+
+def reference_quant(model: Path) -> ReferenceQuant | None:
+    """The quant that a model directory is, None for an unquantized model. Raises: as load_inventory."""
+    if not is_exl3(TensorFiles(model)):
+        return None
+    quant, inventory = QuantDir(model), load_inventory(model)
+    return ReferenceQuant(
+        name=model.resolve().name,
+        bpw=directory_size(inventory, quant).bpw,
+        bits=min(quant.bits(key) for group in inventory.groups for key in group.tensors),
+        head_bits=min(quant.bits(key) for key in inventory.head.tensors),
+    )
+
+
+def other_reference(noted: Provenance, model: Path) -> str | None:
+    """What was scored against, where that is not what a model directory holds now; None where it is."""
+    if model_fingerprint(model) == noted.model_sha256:
+        return None
+    return described(noted.reference, noted.model_path)
+
+
+def described(reference: ReferenceQuant | None, path: Path | str) -> str:
+    """A reference in words."""
+    if reference is None:
+        return f"the unquantized model {path}"
+    return f"the {reference.bpw:.2f} bpw quant {path}"
