@@ -50,12 +50,12 @@ def load_unquantized(model_dir: str | Path) -> Inventory:
     return inventory
 
 
-def check_runnable(shape: ModelShape, where: str) -> None:
 def is_exl3(files: TensorFiles) -> bool:
     """Whether any tensor of a directory is quantized as EXL3."""
     return any(name.endswith(".trellis") for name in files.entries)
 
 
+def check_runnable(shape: ModelShape, where: str) -> None:
     """Check that the class can be quantized and scored. Raises: UnsupportedArchitectureError."""
     if shape.row.planning_only:
         raise UnsupportedArchitectureError(
