@@ -7,6 +7,7 @@ from pathlib import Path
 from exltune.errors import QuantMismatchError
 from exltune.inventory import model_fingerprint
 from exltune.pipeline.base_quants import BaseQuant, find_base_quants
+from exltune.pipeline.reference import described, reference_quant
 from exltune.schema.measurement import Measurement
 
 
@@ -15,7 +16,7 @@ def quants_at_hand(measurement: Measurement, folder: Path | None, model: Path) -
     recorded = {choice: Path(path) for choice, path in measurement.exltune.quants.items()}
     weights = any(model.glob("*.safetensors"))
     if weights and model_fingerprint(model) != measurement.exltune.provenance.model_sha256:
-        raise QuantMismatchError("the measurement is of another model", where=str(model), fix="Measure this model")
+        raise _other_model(measurement, model)
     if folder is None:
         if not all(path.is_dir() for path in recorded.values()) or not weights:
             return []
@@ -34,3 +35,16 @@ def quants_at_hand(measurement: Measurement, folder: Path | None, model: Path) -
                 "it is another quant than the one that was measured", where=str(quant.path), fix="Measure again"
             )
     return quants
+
+
+def _other_model(measurement: Measurement, model: Path) -> QuantMismatchError:
+    """KL against a quant is none against the model that it was made from, though both are of one model."""
+    noted, here = measurement.exltune.provenance, reference_quant(model)
+    if noted.reference is None and here is None:
+        return QuantMismatchError("the measurement is of another model", where=str(model), fix="Measure this model")
+    return QuantMismatchError(
+        f"the measurement is against {described(noted.reference, noted.model_path)}, and this is "
+        f"{described(here, model)}: KL against one says nothing of KL against the other",
+        where=str(model),
+        fix="Give the reference that was measured against with --model, or measure against this one",
+    )

@@ -7,8 +7,8 @@ from pathlib import Path
 from exltune.budget import directory_size
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
-from exltune.inventory import is_exl3, load_inventory, model_fingerprint
-from exltune.schema.provenance import Provenance, ReferenceQuant
+from exltune.inventory import is_exl3, load_inventory
+from exltune.schema.provenance import ReferenceQuant
 
 
 def reference_quant(model: Path) -> ReferenceQuant | None:
@@ -22,13 +22,6 @@ def reference_quant(model: Path) -> ReferenceQuant | None:
         bits=min(quant.bits(key) for group in inventory.groups for key in group.tensors),
         head_bits=min(quant.bits(key) for key in inventory.head.tensors),
     )
-
-
-def other_reference(noted: Provenance, model: Path) -> str | None:
-    """What was scored against, where that is not what a model directory holds now; None where it is."""
-    if model_fingerprint(model) == noted.model_sha256:
-        return None
-    return described(noted.reference, noted.model_path)
 
 
 def described(reference: ReferenceQuant | None, path: Path | str) -> str:

@@ -36,10 +36,10 @@ from exltune.schema.score import Score
 class ReferenceEngine:
     """transformers' layers in fp32 on the CPU, with weights from the checkpoint and from EXL3 directories.
 
-    model_dir: the reference, unquantized or an EXL3 directory. quants: choice -> EXL3 directory. cache_bytes: dequantized weights kept between calls. limits: memory of a score
-    call; state_bytes: those of its states, if other than the limits' own. threads: how many run at once, each on one
-    core (torch's own number if None). The model is checked when the engine is made; quants are opened when a mix first
-    needs them.
+    model_dir: the reference, unquantized or an EXL3 directory. quants: choice -> EXL3 directory. cache_bytes:
+    dequantized weights kept between calls. limits: memory of a score call; state_bytes: those of its states, if other
+    than the limits' own. threads: how many run at once, each on one core (torch's own number if None). The model is
+    checked when the engine is made; quants are opened when a mix first needs them.
     """
 
     name = "reference"
