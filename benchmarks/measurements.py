@@ -17,9 +17,8 @@ from exltune.budget import Limits
 from exltune.cli.console import RichReporter
 from exltune.cli.tables import evaluation_table, standings_table, verdict_lines
 from exltune.pipeline.demo import DEMO_DATA
-from exltune.pipeline.quantize import QuantizeSettings
-from exltune.pipeline.space import Asked
-from exltune.pipeline.tune import MEASUREMENT, evaluation_of, tune
+from exltune.pipeline.space import AUTO, Asked
+from exltune.pipeline.tune import MEASUREMENT, WIDE, evaluation_of, tune
 from exltune.schema.measurement import Measurement
 from exltune.store.records import read_record, write_record
 
@@ -37,8 +36,8 @@ def main() -> None:
         out = arguments.work / name
         shutil.rmtree(out, ignore_errors=True)
         model = ROOT / "models" / name
-        asked = Asked(Limits(target_bpw=arguments.target_bpw))
-        result = tune(model, out, asked, QuantizeSettings(), DEMO_DATA, reporter=RichReporter())
+        asked = Asked(Limits(target_bpw=arguments.target_bpw), head=AUTO)
+        result = tune(model, out, asked, WIDE, DEMO_DATA, reporter=RichReporter())
         measurement = read_record(out / MEASUREMENT, Measurement)
         write_record(ROOT / "measurements" / f"{name}.json", relative(measurement))
         console.rule(name)

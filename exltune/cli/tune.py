@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from exltune.schema.evaluation import TuneResult
 
 BITS, HEAD_BITS = "2,3,4,5,6,8", "6"
+#: What a tune begins with: half rates, where the codebook has them, and heads of 3 to 8 bits.
+_WIDE_BITS, _WIDE_HEAD_BITS = "2,2.5,3,3.5,4,5,6,8", "auto"
 
 
 def tune(
@@ -32,8 +34,11 @@ def tune(
     tensor_parallel: memory.TensorParallel = False,
     ram: memory.Ram = None,
     offload_layers: memory.OffloadLayers = 0,
-    bits: options.Bits = BITS,
-    head_bits: options.HeadBits = HEAD_BITS,
+    bits: Annotated[
+        str | None,
+        typer.Option("--bits", help="Bit widths of the base quants.", show_default=f"{_WIDE_BITS}; not mul1: {BITS}"),
+    ] = None,
+    head_bits: options.HeadBits = _WIDE_HEAD_BITS,
     codebook: options.CodebookOption = options.CodebookName.MUL1,
     level: options.Level = "l3",
     data: options.Data = None,
@@ -50,13 +55,14 @@ def tune(
 ) -> None:
     """Run the whole chain from a model to a tuned, proven quant. The same command again goes on after a kill.
 
-    The search has the widths of --bits; with more than one --head-bits it chooses the head's too, in the same bytes.
+    The search mixes the widths of --bits; with several --head-bits it chooses the head's too, in the same bytes.
     """
     with errors_in_one_line(json):
         from exltune.pipeline.space import Asked
         from exltune.pipeline.tune import tune as run
 
-        settings = quant_settings(bits, head_bits, codebook)
+        widths = bits or (_WIDE_BITS if codebook is options.CodebookName.MUL1 else BITS)
+        settings = quant_settings(widths, head_bits, codebook)
         asked = Asked(
             limits=memory.limits(gpus, vram, ram, target_bpw, size),
             use=memory.use(context, chunk, slots, tensor_parallel, offload_layers),

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from exltune.budget import Limits
 from exltune.errors import NotAModelError, VerdictError
-from exltune.pipeline.quantize import QuantizeSettings
 from exltune.pipeline.reporter import Reporter
-from exltune.pipeline.space import Asked
-from exltune.pipeline.tune import tune
+from exltune.pipeline.space import AUTO, Asked
+from exltune.pipeline.tune import WIDE, tune
 from exltune.schema.evaluation import TuneResult, Verdict
 from exltune.schema.tokens import DataSettings, Texts
 
@@ -26,8 +25,7 @@ def demo(out: Path, *, reporter: Reporter | None = None) -> TuneResult:
         raise NotAModelError(
             "the demo's model is not here", where=str(DEMO_MODEL), fix="Run the demo from a clone of the repository"
         )
-    asked = Asked(Limits(target_bpw=DEMO_BPW))
-    return tune(DEMO_MODEL, out, asked, QuantizeSettings(), DEMO_DATA, reporter=reporter)
+    return tune(DEMO_MODEL, out, Asked(Limits(target_bpw=DEMO_BPW), head=AUTO), WIDE, DEMO_DATA, reporter=reporter)
 
 
 def check_won(verdict: Verdict) -> None:

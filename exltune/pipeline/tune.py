@@ -33,6 +33,10 @@ JOB, QUANTS, MEASUREMENT = "tune.json", "quants", "measurement.json"
 MODEL, EVALUATION, VERDICT = "model", "evaluation.json", "verdict.json"
 
 
+#: What the demo begins with, as the command line does where --bits is not given.
+WIDE = QuantizeSettings((2, 2.5, 3, 3.5, 4, 5, 6, 8), (3, 4, 5, 6, 6, 6, 6, 8))
+
+
 class TuneJob(Record):
     """What a tune directory is for; another job may not go on in it. budget: as options of the command line."""
 

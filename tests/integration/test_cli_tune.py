@@ -9,7 +9,7 @@ from command_line import contents, exltune, fail, run_until_killed, succeed
 from test_cli import HELD_OUT_TOKENS, ROW
 
 SEARCH = ("--target-bpw", "3.7", "--passes", "4")
-SETTINGS = ("--bits", "3,4", *SEARCH)
+SETTINGS = ("--bits", "3,4", "--head-bits", "6", *SEARCH)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_foreign_directory_is_left_alone(moe_model, data, tmp_path):
 
 def test_hardware_as_the_budget(moe_model, data, tmp_path):
     budget = ("--gpus", "16GiB", "--size", "300KB", "--context", "256", "--cache", "4,4")
-    wide = ("--bits", "3,4", "--head-bits", "auto", "--passes", "4")
+    wide = ("--bits", "3,4", "--passes", "4")
     succeed("tune", moe_model, "--out", tmp_path / "t", *budget, *wide, *data)
     assert {path.name for path in (tmp_path / "t" / "quants").iterdir() if path.is_dir()} == {"3bpw_H5", "4bpw_H6"}
     recipe = yaml.safe_load((tmp_path / "t" / "recipe.yaml").read_text())["exltune"]
