@@ -253,7 +253,7 @@ def test_folders_without_usable_quants(moe_model, copies, data, tmp_path):
     fail(6, "no base quants", here=tmp_path, arguments=(*measure, moe_model))
     fail(6, "no EXL3", here=tmp_path, arguments=(*evaluate, moe_model))
     for arguments in commands_on(copies / "3bpw_H6", copies, data, tmp_path)[1:]:
-        fail(10, "3bpw_H6", "EXL3 quant already", "unquantized", here=tmp_path, arguments=arguments)
+        fail(10, "3bpw_H6", "is an EXL3 quant", "unquantized", here=tmp_path, arguments=arguments)
     fail(2, "twice", here=tmp_path, arguments=(*evaluate, copies / "2bpw_H6", copies / ".." / "copies" / "2bpw_H6"))
     shutil.copytree(copies / "3bpw_H6", copies / "again")
     fail(6, "3bpw_H6 and again", "3 bits", here=tmp_path, arguments=(*measure, copies))
