@@ -4,7 +4,7 @@ from exltune.inventory.architectures import ARCHITECTURES, Architecture, archite
 from exltune.inventory.attention import cache_layers, context_limit
 from exltune.inventory.config import ModelShape, model_shape, read_config
 from exltune.inventory.content import group_hashes
-from exltune.inventory.identity import check_same_model, model_fingerprint
+from exltune.inventory.identity import check_embedding, check_same_model, model_fingerprint
 from exltune.inventory.inventory import (
     LEVELS,
     groups_at_level,
@@ -23,6 +23,7 @@ __all__ = [
     "ModelShape",
     "architecture",
     "cache_layers",
+    "check_embedding",
     "check_same_model",
     "context_limit",
     "group_hashes",

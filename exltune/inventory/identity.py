@@ -65,6 +65,7 @@ def check_same_model(model_dir: str | Path, quant_dir: str | Path) -> None:
     model, quant = Path(model_dir), Path(quant_dir)
     _check_configs(model, quant)
     model_files, quant_files = TensorFiles(model), TensorFiles(quant)
+    check_embedding(quant_files)
     config = read_config(model)
     shape = model_shape(config, str(model))
     check_runnable(shape, str(model))
@@ -79,6 +80,19 @@ def check_same_model(model_dir: str | Path, quant_dir: str | Path) -> None:
             raise NonFiniteError(f"{name} holds NaN or inf", where=str(model), fix="Download the model again")
         if not torch.equal(ours.half(), stored.half()):
             raise _mismatch(quant, model, f"{name} has other values")
+
+
+def check_embedding(files: TensorFiles) -> None:
+    """Refuse a quant whose embedding is quantized: mixes are scored with the model's own.
+
+    Raises: QuantMismatchError.
+    """
+    if any(name.endswith("embed_tokens.trellis") for name in files.entries):
+        raise QuantMismatchError(
+            "its embedding is quantized (exllamav3's --embed_bits), and exltune scores with the model's own",
+            where=str(files.path),
+            fix="Convert it again without --embed_bits",
+        )
 
 
 def _check_configs(model: Path, quant: Path) -> None:

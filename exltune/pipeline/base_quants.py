@@ -3,71 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from exltune.budget import SizeModel
-from exltune.errors import CorruptFileError, QuantMismatchError
-from exltune.exl3.codebooks import Codebook
-from exltune.exl3.directory import QuantDir
-from exltune.exl3.tensors import TensorFiles
-from exltune.inventory import check_same_model, load_inventory, load_unquantized, model_fingerprint
+from exltune.errors import QuantMismatchError
+from exltune.inventory import check_same_model, load_inventory, model_fingerprint
 from exltune.measure import QuantSizes
-from exltune.pipeline.quantize import DEFAULT_HEAD_BITS, RECORD
+from exltune.pipeline.quant_dirs import RECIPE, BaseQuant, check_weights_of, quant_dirs, read_base_quant
+from exltune.pipeline.quantize import DEFAULT_HEAD_BITS
+from exltune.pipeline.reference_checks import made_from, refuse_finer
 from exltune.schema.inventory import Inventory
-from exltune.schema.mix import Choice, choice_of_bits
-from exltune.schema.provenance import Provenance
-from exltune.schema.quant import QuantRecord
-from exltune.store.records import read_record
+from exltune.schema.mix import Choice
 
-#: The recipe of a model, in its directory.
-RECIPE = "recipe.yaml"
-_HEAD_UNQUANTIZED = 16.0
-
-
-@dataclass(frozen=True)
-class BaseQuant:
-    """A quant whose groups all have one bit width; head_bits may differ."""
-
-    choice: Choice
-    bits: float
-    head_bits: float
-    codebook: Codebook
-    path: Path
-
-    @property
-    def directory(self) -> QuantDir:
-        """The opened directory."""
-        return QuantDir(self.path)
-
-    @property
-    def provenance(self) -> Provenance | None:
-        """Where it came from, if exltune made it."""
-        if not (self.path / RECORD).is_file():
-            return None
-        return read_record(self.path / RECORD, QuantRecord).provenance
+__all__ = ["RECIPE", "BaseQuant", "find_base_quants", "head_source", "paths_of", "quant_sizes"]
 
 
 def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]:
     """All base quants in a folder by ascending bits, each checked to belong to `model`, or all to one model.
 
-    Mixes, models that build made, and unquantized models are passed over. Raises: QuantMismatchError where nothing
-    is left, where a quant belongs to another model, or where two have the same bits; what reading them raises.
+    model: the reference, which may be a quant itself, with no fewer bits than these. Mixes, models that build made, and
+    unquantized models are passed over. Raises: QuantMismatchError where nothing is left, where a quant belongs to
+    another model or has more bits than the reference, or where two have the same bits; what reading them raises.
     """
     if not folder.is_dir():
         raise QuantMismatchError("no such directory", where=str(folder), fix="Give the --out of exltune quantize")
     if model is not None:
         # A model that is damaged itself is better told than taken for another one.
-        load_unquantized(model)
-    candidates = [path for path in sorted(folder.iterdir()) if _may_be_quant(path)]
-    found = sorted(filter(None, map(_read, candidates)), key=lambda quant: quant.bits)
+        load_inventory(model)
+    found = sorted(filter(None, map(read_base_quant, quant_dirs(folder))), key=lambda quant: quant.bits)
     if not found:
         raise QuantMismatchError(
             "it holds no base quants", where=str(folder), fix="Make them with exltune quantize MODEL --out DIR"
         )
     for quant in found:
         check_same_model(model or found[0].path, quant.path)
+        if model is not None and quant.provenance is None:
+            check_weights_of(quant, model)
+    if model is not None:
+        refuse_finer(found, model)
     _check_records(found, model)
     _refuse_doubles(found)
     return found
@@ -113,30 +87,9 @@ def paths_of(quants: Iterable[BaseQuant]) -> dict[Choice, Path]:
     return {quant.choice: quant.path for quant in quants}
 
 
-def _may_be_quant(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.is_dir() and not hidden and (path / "config.json").is_file() and not (path / RECIPE).exists()
-
-
-def _read(path: Path) -> BaseQuant | None:
-    if not any(name.endswith(".trellis") for name in TensorFiles(path).entries):
-        return None
-    quant, inventory = QuantDir(path), load_inventory(path)
-    keys = [key for group in inventory.groups for key in group.tensors]
-    widths = {quant.bits(key) for key in keys}
-    codebooks = {quant.codebook(key) for key in keys}
-    if len(widths) > 1:
-        return None
-    if len(codebooks) > 1:
-        raise CorruptFileError("its tensors have several codebooks", where=str(path), fix="Quantize it again")
-    head = [quant.bits(key) if key in quant else _HEAD_UNQUANTIZED for key in inventory.head.tensors]
-    bits = widths.pop()
-    return BaseQuant(choice_of_bits(bits), bits, head[0], codebooks.pop(), path)
-
-
 def _check_records(quants: Sequence[BaseQuant], model: Path | None) -> None:
     """Fine-tunes of one model may share what is unquantized: where exltune noted a quant's model, its hash decides."""
-    expected = None if model is None else model_fingerprint(model)
+    expected = None if model is None else made_from(model)
     for quant in quants:
         noted = quant.provenance
         if noted is None:

@@ -8,7 +8,7 @@ from exltune.corpora import TokenSet
 from exltune.errors import DataError, GateRefusedError
 from exltune.pipeline.base_quants import RECIPE
 from exltune.pipeline.data import token_sets
-from exltune.pipeline.quantize import RECORD
+from exltune.pipeline.quant_dirs import RECORD
 from exltune.schema.provenance import Provenance
 from exltune.schema.quant import QuantRecord
 from exltune.schema.tokens import SPLIT_SHARES, DataSettings, Split

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,16 @@ from exltune.errors import (
     MissingTensorError,
     NonFiniteError,
     OutputExistsError,
+    QuantMismatchError,
     UsageError,
 )
 from exltune.exl3.codebooks import Codebook, check_bits
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
-from exltune.inventory import load_unquantized, model_fingerprint
+from exltune.inventory import check_same_model, load_unquantized, model_fingerprint
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import job_hash, provenance
+from exltune.pipeline.quant_dirs import RECORD, BaseQuant, check_weights_of, quant_dirs, read_base_quant
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.quantize import TensorJob, all_jobs, check_weights, quantize_tensors
 from exltune.schema.inventory import Inventory
@@ -34,7 +36,6 @@ from exltune.store.files import exclusive, new_directory
 from exltune.store.records import read_record, write_record
 from exltune.store.tensors import TensorStore
 
-RECORD = "exltune.json"
 DEFAULT_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 DEFAULT_HEAD_BITS = 6.0
 
@@ -84,9 +85,11 @@ def quantize(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Path]:
-    """Write one EXL3 directory for each width into `out`; those that are there already are kept.
+    """Write one EXL3 directory for each width into `out`; those that are there already are kept, whatever their names.
 
+    What others made of this model is taken as it is, head and all, unless force is given.
     Raises: UsageError for bits that do not exist, OutputExistsError for a directory made with other settings,
+    QuantMismatchError for one that others made of another model or with another codebook,
     DataError, ModelError, and what the engine raises.
     """
     reporter = reporter or Silent()
@@ -95,7 +98,8 @@ def quantize(
     opened = open_engine(engine, model, resources=Resources(devices))
     with exclusive(out):
         run = _Run(opened, out, settings, data)
-        missing = run.missing(force)
+        taken = {} if force else run.made_elsewhere(reporter)
+        missing = run.missing(force, taken)
         if missing:
             try:
                 if isinstance(opened, Converter):
@@ -108,7 +112,7 @@ def quantize(
                 run.store.remove()
                 raise
         run.store.remove()
-    return [out / settings.directory(bits) for bits in settings.widths]
+    return [taken[bits].path if bits in taken else out / settings.directory(bits) for bits in settings.widths]
 
 
 class _Run:
@@ -125,9 +129,30 @@ class _Run:
     def inventory(self) -> Inventory:
         return self.engine.inventory
 
-    def missing(self, force: bool) -> list[float]:
+    def made_elsewhere(self, reporter: Reporter) -> dict[float, BaseQuant]:
+        """Base quants that lie in `out` without a note of exltune's, by their bits, checked to be this model's."""
+        strangers = [path for path in quant_dirs(self.out) if not (path / RECORD).is_file()]
+        found: dict[float, BaseQuant] = {}
+        for quant in filter(None, map(read_base_quant, strangers)):
+            check_same_model(self.engine.model_dir, quant.path)
+            self._check_codebook(quant)
+            check_weights_of(quant, self.engine.model_dir)
+            found[quant.bits] = quant
+            if quant.bits in self.settings.widths:
+                reporter.remark(f"Taking {quant.path.name} as it is: {quant.bits:g} bits, head {quant.head_bits:g}")
+        return found
+
+    def _check_codebook(self, quant: BaseQuant) -> None:
+        if quant.codebook != self.settings.codebook:
+            raise QuantMismatchError(
+                f"it has codebook {quant.codebook}, and {self.settings.codebook} was asked for",
+                where=str(quant.path),
+                fix=f"Give --codebook {quant.codebook}, or move it elsewhere",
+            )
+
+    def missing(self, force: bool, taken: Collection[float]) -> list[float]:
         """Widths whose directory has still to be made."""
-        return [bits for bits in self.settings.widths if force or not self._is_done(bits)]
+        return [bits for bits in self.settings.widths if bits not in taken and (force or not self._is_done(bits))]
 
     def _is_done(self, bits: float) -> bool:
         directory = self.out / self.settings.directory(bits)

@@ -8,10 +8,7 @@ from typing import Protocol
 
 from exltune.errors import QuantMismatchError
 from exltune.inventory import model_fingerprint
-from exltune.pipeline.quantize import RECORD
 from exltune.pipeline.reference import reference_quant
-from exltune.schema.quant import QuantRecord
-from exltune.store.records import read_record
 
 
 class _Quant(Protocol):
@@ -25,9 +22,8 @@ class _Quant(Protocol):
 
 def made_from(reference: Path) -> str | None:
     """Hash of the unquantized model that a reference is, or was made from; None where nobody noted it."""
-    if (reference / RECORD).is_file():
-        return read_record(reference / RECORD, QuantRecord).provenance.model_sha256
-    return model_fingerprint(reference) if reference_quant(reference) is None else None
+    found = reference_quant(reference)
+    return model_fingerprint(reference) if found is None else found.weights_sha256
 
 
 def refuse_finer(quants: Iterable[_Quant], reference: Path) -> None:
