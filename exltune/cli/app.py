@@ -147,7 +147,7 @@ def evaluate(
         if json:
             print_json(found.model_dump(mode="json"))
         else:
-            output().print(evaluation_table(found.rows))
+            output().print(evaluation_table(found.rows, found.provenance.reference))
 
 
 @app.command()

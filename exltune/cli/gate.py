@@ -39,7 +39,13 @@ def gate(
     candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help=_QUANT)],
     against: Annotated[Path, typer.Option("--against", metavar="BASELINE", help=_QUANT, show_default=False)],
     reference: Annotated[
-        Path, typer.Option("--reference", metavar="MODEL", help="The unquantized model.", show_default=False)
+        Path,
+        typer.Option(
+            "--reference",
+            metavar="MODEL",
+            help="The unquantized model, or the EXL3 quant that stands for it.",
+            show_default=False,
+        ),
     ],
     tolerance: Annotated[str, typer.Option("--tolerance", help="By how much the bytes may differ.")] = _TOLERANCE,
     data: options.Data = None,

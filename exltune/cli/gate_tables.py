@@ -62,6 +62,8 @@ def gate_lines(found: GateResult, alpha: float) -> list[str]:
         f"better; each interval is that metric's own. The other metrics win or lose where p, adjusted by Holm over all "
         f"of them, is below {alpha:g}. Perplexity is compared by its logarithm.",
     ]
+    reference = found.candidate.provenance.reference
+    lines += [f"{reference.told}."] if reference is not None else []
     lines += [f"{remark}." for remark in found.remarks]
     lines += [_source("Candidate's", found.candidate), _source("Baseline's", found.baseline)]
     for name, side in (("Candidate's", found.candidate), ("Baseline's", found.baseline)):

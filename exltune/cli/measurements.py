@@ -14,7 +14,7 @@ from exltune.cli.console import errors_in_one_line, output, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from exltune.schema.probe import ShownProbe, StoredSet
+    from exltune.schema.probe import ProbeContext, ShownProbe, StoredSet
 
 measurements = typer.Typer(
     name="measurements", help="See, merge and export what was measured: finished probes.", no_args_is_help=True
@@ -100,7 +100,7 @@ def _sets_table(sets: Sequence[StoredSet]) -> Table:
     for one in sets:
         context = one.context
         table.add_row(
-            f"{context.architecture} {context.model_sha256[:8]}",
+            f"{context.architecture} {context.model_sha256[:8]}{_reference(context)}",
             context.engine,
             context.code[-64:][:8],
             f"{one.rows} x {one.row_length}",
@@ -113,12 +113,19 @@ def _sets_table(sets: Sequence[StoredSet]) -> Table:
     return table
 
 
+def _reference(context: ProbeContext) -> str:
+    """What KL is against, where that is no unquantized model."""
+    found = context.reference
+    return "" if found is None else f"\nagainst {found.name}, {found.bpw:.2f} bpw"
+
+
 def _probes_table(probes: Sequence[ShownProbe]) -> Table:
     from rich.table import Table
 
     table = Table("mix", "model", "rows", "KL(ref‖mix)", "95 % interval", "when", caption="nats/token")
     for probe in probes:
         interval = "" if probe.ci95 is None else f"{probe.ci95[0]:.6f} .. {probe.ci95[1]:.6f}"
-        rows, model = f"{probe.rows} x {probe.row_length}", probe.context.model_sha256[:8]
+        rows = f"{probe.rows} x {probe.row_length}"
+        model = f"{probe.context.model_sha256[:8]}{_reference(probe.context)}"
         table.add_row(probe.name, model, rows, f"{probe.kld_nats:.6f}", interval, probe.created[:16])
     return table

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from exltune.pipeline.inspect import Inspection
 from exltune.schema.evaluation import EvaluationRow, Verdict
+from exltune.schema.provenance import ReferenceQuant
 from exltune.schema.recipe import Recipe
 from exltune.schema.search import SearchDetail, Standing
 
@@ -26,16 +27,19 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.0f} B" if power == 0 else f"{size_bytes:.2f} {_UNITS[power]}"
 
 
-def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
+def evaluation_table(rows: Sequence[EvaluationRow], reference: ReferenceQuant | None = None) -> Table:
     """Quant | Size | bpw | KL both ways ± standard error | Perplexity | Top-1 .. Top-5."""
-    table = Table(title=f"Held-out text, {rows[0].tokens:,} tokens; KL in nats/token ± standard error")
+    table = Table(
+        title=f"Held-out text, {rows[0].tokens:,} tokens; KL in nats/token ± standard error",
+        caption=None if reference is None else f"{reference.told}.",
+    )
     table.add_column("Quant", no_wrap=True)
     for name in ("Size", "bpw", "KL(quant‖ref)", "KL(ref‖quant)", "Perplexity", *(f"Top-{k}" for k in range(1, 6))):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         tops = (row.top_1, row.top_2, row.top_3, row.top_4, row.top_5)
         table.add_row(
-            escape(row.name),
+            escape(row.name) + (" (the reference: 0 by definition)" if row.is_reference else ""),
             size(row.size_bytes),
             f"{row.bpw:.3f}",
             f"{row.kl_quant_ref:.4f} ± {row.kl_quant_ref_se:.4f}",
@@ -70,6 +74,8 @@ def standings_table(standings: Sequence[Standing]) -> Table:
 def search_lines(recipe: Recipe, detail: SearchDetail) -> list[str]:
     """What the search came to, in words."""
     lines = [f"Warning: {warning}" for warning in detail.warnings]
+    if recipe.exltune is not None and recipe.exltune.provenance.reference is not None:
+        lines.append(f"{recipe.exltune.provenance.reference.told}.")
     lines += [f"Dropped, its scores are not finite: {name}" for name in detail.dropped]
     if detail.searched:
         scored = sum(sum(done.sources.values()) for done in detail.rounds)

@@ -6,6 +6,7 @@ from exltune.measure.exhaustive import ExhaustivePlan
 from exltune.measure.few_swaps import FewSwapsPlan
 from exltune.measure.plan import Batch, ProbePlan
 from exltune.measure.probes import probe_batches, probe_name, swap_units, uniform_mixes, wider_probes
+from exltune.measure.reference import QuantReference
 from exltune.measure.salience import tensor_salience
 from exltune.measure.summary import QuantHead, QuantSizes, summarize
 
@@ -17,6 +18,7 @@ __all__ = [
     "FewSwapsPlan",
     "ProbePlan",
     "QuantHead",
+    "QuantReference",
     "QuantSizes",
     "parse_budget",
     "passes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from exltune.errors import UsageError
@@ -58,18 +58,20 @@ def plan_for(
     rows: int,
     budget: Budget,
     seconds_per_pass: Callable[[], float],
+    same: Collection[str] = (),
 ) -> ProbePlan:
-    """The plan of a model for a budget. quants: bits of all base quants, ascending; seconds_per_pass: asked for hours.
+    """The plan of a model for a budget. quants: bits of all base quants, ascending; seconds_per_pass: asked for hours;
+    same: names of mixes that are the reference.
 
     Raises: UsageError where the budget does not pay for the fewest rows.
     """
-    exhaustive = ExhaustivePlan.of(inventory, level, list(quants), head, rows)
+    exhaustive = ExhaustivePlan.of(inventory, level, list(quants), head, rows, same)
     everything = passes(inventory, exhaustive.batches, rows)
     allowed = budget.passes
     if budget.hours is not None:
         allowed = 3600 * budget.hours / seconds_per_pass()
     elif allowed is None and not budget.everything:
-        allowed = max(DEFAULT_SHARE * everything, least_budget(inventory, level, quants, head, rows))
+        allowed = max(DEFAULT_SHARE * everything, least_budget(inventory, level, quants, head, rows, same))
     if allowed is None or allowed >= everything:
         return exhaustive
-    return FewSwapsPlan.of(inventory, level, quants, head, rows, allowed)
+    return FewSwapsPlan.of(inventory, level, quants, head, rows, allowed, same)

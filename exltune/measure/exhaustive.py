@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from exltune.measure.plan import Batch
@@ -21,15 +21,22 @@ class ExhaustivePlan:
 
     @classmethod
     def of(
-        cls, inventory: Inventory, level: int, choices: Sequence[Choice], head: QuantHead, rows: int
+        cls,
+        inventory: Inventory,
+        level: int,
+        choices: Sequence[Choice],
+        head: QuantHead,
+        rows: int,
+        same: Collection[str] = (),
     ) -> ExhaustivePlan:
-        """The plan of a model; choices: all base quants."""
+        """The plan of a model; choices: all base quants; same: names of mixes that are the reference."""
         mixes: list[list[Mix]] = [
             uniform_mixes(inventory, choices, head.choice),
             *probe_batches(inventory, level, choices),
             wider_probes(inventory, head.distinct),
         ]
-        return cls(tuple(Batch(tuple(batch), range(rows)) for batch in mixes))
+        batches = [tuple(mix for mix in batch if mix.name not in same) for batch in mixes]
+        return cls(tuple(Batch(batch, range(rows)) for batch in batches if batch))
 
     def next(self, scores: Mapping[str, Score]) -> Sequence[Batch]:
         """As ProbePlan.next; whole batches, as what is computed together must not depend on where a kill fell."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from exltune.errors import UsageError
@@ -38,17 +38,26 @@ class FewSwapsPlan:
 
     @classmethod
     def of(
-        cls, inventory: Inventory, level: int, quants: Mapping[Choice, float], head: QuantHead, rows: int, budget: float
+        cls,
+        inventory: Inventory,
+        level: int,
+        quants: Mapping[Choice, float],
+        head: QuantHead,
+        rows: int,
+        budget: float,
+        same: Collection[str] = (),
     ) -> FewSwapsPlan:
-        """The plan of a model for a budget in passes over all `rows`; quants: bits of all base quants, ascending.
+        """The plan of a model for a budget in passes over all `rows`; quants: bits of all base quants, ascending; same:
+        names of mixes that are the reference.
 
         Raises: UsageError where the budget does not even pay for few rows.
         """
-        units, uniforms = swap_units(inventory, level, quants, head.distinct), _uniforms(inventory, quants, head)
+        units = swap_units(inventory, level, quants, head.distinct, same)
+        uniforms = _uniforms(inventory, quants, head, same)
         swaps = _first_swaps(units)
         used = min(math.floor(budget / _cost(inventory, units, swaps, uniforms, 1, rows) + 1e-9), rows)
         if used < min(LEAST_ROWS, rows):
-            least = least_budget(inventory, level, quants, head, rows)
+            least = least_budget(inventory, level, quants, head, rows, same)
             raise UsageError(
                 f"{budget:g} passes pay for {used} of the {min(LEAST_ROWS, rows)} rows that a measurement needs",
                 fix=f"Give --budget {math.ceil(10 * least) / 10:g} or more",
@@ -66,17 +75,29 @@ class FewSwapsPlan:
 Swaps = dict[str, set[Choice]]
 
 
-def least_budget(inventory: Inventory, level: int, quants: Mapping[Choice, float], head: QuantHead, rows: int) -> float:
+def least_budget(
+    inventory: Inventory,
+    level: int,
+    quants: Mapping[Choice, float],
+    head: QuantHead,
+    rows: int,
+    same: Collection[str] = (),
+) -> float:
     """The fewest passes that a plan can do with."""
-    units = swap_units(inventory, level, quants, head.distinct)
-    return _cost(inventory, units, _first_swaps(units), _uniforms(inventory, quants, head), min(LEAST_ROWS, rows), rows)
+    units, uniforms = (
+        swap_units(inventory, level, quants, head.distinct, same),
+        _uniforms(inventory, quants, head, same),
+    )
+    return _cost(inventory, units, _first_swaps(units), uniforms, min(LEAST_ROWS, rows), rows)
 
 
-def _uniforms(inventory: Inventory, quants: Mapping[Choice, float], head: QuantHead) -> tuple[Mix, ...]:
+def _uniforms(
+    inventory: Inventory, quants: Mapping[Choice, float], head: QuantHead, same: Collection[str]
+) -> tuple[Mix, ...]:
     """The lowest base quants, up to two bits above the lowest, whole; half rates tell nothing more."""
     lowest = next(iter(quants.values()))
     near = [choice for choice, bits in quants.items() if (bits - lowest) in (0.0, 1.0, _BITS_ABOVE)]
-    return tuple(uniform_mixes(inventory, near, head.choice))
+    return tuple(mix for mix in uniform_mixes(inventory, near, head.choice) if mix.name not in same)
 
 
 def _first_swaps(units: Sequence[SwapUnit]) -> Swaps:
@@ -112,7 +133,8 @@ def _add_columns(
     """Swap further: all parts two bits above the lowest, then width after width from below, while it can be paid."""
     parts = [unit for unit in units if unit.layer is not None]
     columns = [{unit.id: {_nearest(unit, unit.bits[0] + _BITS_ABOVE)} for unit in parts}]
-    columns += [{unit.id: {unit.choices[place]} for unit in parts} for place in range(len(parts[0].choices))]
+    widths = dict.fromkeys(choice for unit in parts for choice in unit.choices)
+    columns += [{unit.id: {width} & set(unit.choices) for unit in parts} for width in widths]
     columns += [{unit.id: set(unit.choices) for unit in units if unit.layer is None}]
     for column in columns:
         wider = {key: chosen | column.get(key, set()) for key, chosen in swaps.items()}

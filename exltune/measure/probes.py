@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from exltune.inventory import groups_at_level
 from exltune.schema.inventory import Inventory, Part, Role
@@ -30,19 +30,41 @@ class SwapUnit:
         """Whether it is half of the KV cache, whose error is not the codec's."""
         return self.id in (CACHE_K, CACHE_V)
 
+    @property
+    def of_head(self) -> bool:
+        """Whether it is the head."""
+        return self.layer is None and not self.of_cache
+
+    def without(self, same: Collection[str]) -> SwapUnit:
+        """The unit with no swaps of these names."""
+        kept = [place for place, mix in enumerate(self.mixes) if mix.name not in same]
+        if len(kept) == len(self.mixes):
+            return self
+        return replace(
+            self,
+            choices=tuple(self.choices[place] for place in kept),
+            bits=tuple(self.bits[place] for place in kept),
+            mixes=tuple(self.mixes[place] for place in kept),
+        )
+
 
 def swap_units(
-    inventory: Inventory, level: int, quants: Mapping[Choice, float], heads: Mapping[Choice, float]
+    inventory: Inventory,
+    level: int,
+    quants: Mapping[Choice, float],
+    heads: Mapping[Choice, float],
+    same: Collection[str] = (),
 ) -> tuple[SwapUnit, ...]:
-    """All parts at a level, then head and cache. quants, heads: bits of every choice, ascending."""
+    """All parts at a level, then head and cache. quants, heads: bits of every choice, ascending.
+
+    same: names of swaps that change nothing, as QuantReference has them; a unit is without them, or not there.
+    """
     units = [_unit(inventory, part.id, part.members, quants, part.layer) for part in groups_at_level(inventory, level)]
     cache = {choice: float(choice) for choice in CACHE_CHOICES if choice != REFERENCE}
     head = inventory.head.id
-    return (
-        *units,
-        _unit(inventory, head, (head,), heads),
-        *(_unit(inventory, key, (key,), cache) for key in (CACHE_K, CACHE_V)),
-    )
+    units.append(_unit(inventory, head, (head,), heads))
+    units += [_unit(inventory, key, (key,), cache) for key in (CACHE_K, CACHE_V)]
+    return tuple(found for unit in units if (found := unit.without(same)).mixes)
 
 
 def probe_name(part: str, choice: Choice) -> str:

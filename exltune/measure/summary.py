@@ -12,6 +12,7 @@ from exltune.exl3.codebooks import Codebook
 from exltune.inventory import groups_at_level
 from exltune.measure.estimates import EstimatedSwaps, Kld, ScoredSwaps, known_swaps
 from exltune.measure.probes import SwapUnit, swap_units
+from exltune.measure.reference import QuantReference
 from exltune.metrics import mean_and_se
 from exltune.schema.evaluation import MethodRow
 from exltune.schema.inventory import Inventory, Part
@@ -73,13 +74,16 @@ def summarize(
     data: DataSettings,
     provenance: Provenance,
     tensors: tuple[TensorSalience, ...] = (),
+    reference: QuantReference | None = None,
 ) -> Measurement:
     """The measurement from the scores of a plan's mixes, by mix name; quants ascend in bits; tensors: at level 4.
+
+    reference: what is known of it where it is a quant.
 
     Where a swap is missing, or has fewer rows than others, all follow from the law of swaps and are marked estimated.
     """
     units = swap_units(inventory, level, {quant.choice: quant.bits for quant in quants}, head.distinct)
-    swaps = known_swaps(units, scores)
+    swaps = known_swaps(units, scores, reference)
     parts = groups_at_level(inventory, level)
     groups = tuple(_measured(part, unit, quants, swaps) for part, unit in zip(parts, units, strict=False))
     keys = {group.id: group.tensors for group in inventory.groups}
@@ -169,6 +173,7 @@ def _probe(choice: Choice, bits: float, size_bytes: int, kld: Kld) -> Probe:
         kld_rows=kld.rows,
         estimated=kld.ci95 is not None,
         kld_ci95_nats=kld.ci95,
+        of_reference=kld.same,
     )
 
 

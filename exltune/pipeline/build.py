@@ -68,9 +68,10 @@ def _check_made_for(recipe: Recipe, quants: Sequence[BaseQuant], where: Path) ->
     """A fine-tune's quants have the same shapes and bytes: the model that both sides noted decides."""
     if recipe.exltune is None:
         return
-    planned = recipe.exltune.provenance.model_sha256
+    planned = recipe.exltune.provenance.weights_sha256
     noted = [(quant.path, quant.provenance) for quant in quants]
-    strangers = [path for path, found in noted if found is not None and found.model_sha256 != planned]
+    known = [(path, found.weights_sha256) for path, found in noted if found is not None]
+    strangers = [path for path, weights in known if planned is not None and weights not in (None, planned)]
     if strangers:
         raise QuantMismatchError(
             f"the recipe was made for another model than {strangers[0]}",

@@ -106,6 +106,7 @@ def _card(
         calibration_rows=calibration.get("rows"),
         calibration_row_length=calibration.get("cols"),
         model_sha256=provenance.model_sha256,
+        reference=provenance.reference,
         tokens_sha256=provenance.tokens_sha256 or "",
         held_out_tokens=evaluations[0][1].rows[0].tokens,
         engine=provenance.engine,

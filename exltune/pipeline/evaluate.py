@@ -8,7 +8,7 @@ from pathlib import Path
 from exltune.engines.base import AUTO, open_engine
 from exltune.errors import UsageError
 from exltune.evaluate import evaluate_quants
-from exltune.inventory import check_same_model
+from exltune.inventory import check_same_model, model_fingerprint
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import provenance
 from exltune.pipeline.reporter import Reporter, Silent
@@ -31,6 +31,8 @@ def evaluate(
 ) -> Evaluation:
     """Rows of the table for quant directories, each checked to belong to the model; written to `out` if given.
 
+    model: the reference, which may be a quant itself.
+
     Raises: QuantMismatchError, DataError, OutputExistsError, and what the engine raises.
     """
     reporter = reporter or Silent()
@@ -43,7 +45,11 @@ def evaluate(
     opened = open_engine(engine, model, named)
     with reporter.stage("Evaluating") as progress:
         rows = evaluate_quants(opened, named, ids(tokens), progress)
-    evaluation = Evaluation(rows=tuple(rows), provenance=provenance(model, opened.name, tokens, data))
+    source = provenance(model, opened.name, tokens, data)
+    if source.reference is not None:
+        own = [model_fingerprint(path) == source.model_sha256 for path in named.values()]
+        rows = [row.model_copy(update={"is_reference": is_own}) for row, is_own in zip(rows, own, strict=True)]
+    evaluation = Evaluation(rows=tuple(rows), provenance=source)
     if out is not None:
         write_record(out, evaluation)
     return evaluation

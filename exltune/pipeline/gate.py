@@ -21,6 +21,7 @@ from exltune.pipeline.commands import command_line
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.held_out import HeldOut
 from exltune.pipeline.jobs import provenance
+from exltune.pipeline.reference import described
 from exltune.pipeline.reporter import Reporter, Silent
 from exltune.pipeline.scored import read_scored
 from exltune.pipeline.tasks import TaskSettings, check_answers, task_runs
@@ -147,16 +148,27 @@ class _Run:
             check_answers(side.tasks, self.settings.tasks)
         if side.quant.is_dir():
             check_same_model(self.reference, side.quant)
+            self._check_not_reference(side.quant, role)
             self.remarks += self.held_out.check(side.quant)
             return _Opened(side, side.quant)
         scored = read_scored(side.quant, role)
         if scored.provenance.model_sha256 != model_fingerprint(self.reference):
+            noted = scored.provenance
             raise GateRefusedError(
-                f"it was scored against another reference, {scored.provenance.model_path}",
+                f"it was scored against another reference, {described(noted.reference, noted.model_path)}",
                 where=str(side.quant),
                 fix=f"Give that one with --reference, or the directory {scored.row.path} to score it again",
             )
         return _Opened(side, Path(scored.row.path or ""), scored)
+
+    def _check_not_reference(self, quant: Path, role: str) -> None:
+        """A reference that is a quant has a KL of 0 by definition, and would win over any other."""
+        if model_fingerprint(quant) == model_fingerprint(self.reference):
+            raise GateRefusedError(
+                f"the {role} is the reference itself: its KL is 0 by definition",
+                where=str(quant),
+                fix="Give the unquantized model as --reference, or a quant with more bits than both",
+            )
 
     def size_of(self, opened: _Opened) -> tuple[str, int]:
         """Name and bytes."""

@@ -10,7 +10,7 @@ from exltune.measure import Budget, QuantHead, summarize
 from exltune.pipeline.base_quants import find_base_quants, head_source, paths_of, quant_sizes
 from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.jobs import provenance
-from exltune.pipeline.measure_plan import probe_plan, saliences
+from exltune.pipeline.measure_plan import probe_plan, quant_reference, saliences
 from exltune.pipeline.probe_content import MixContent, probe_context
 from exltune.pipeline.probe_runs import EngineScorer, ProbeCounts, ProbeRun, Scorer
 from exltune.pipeline.ray_scorer import RayScorer, RaySettings
@@ -62,8 +62,16 @@ def measure(
     opened = open_engine(engine, model, paths_of(quants), resources)
     sizes = quant_sizes(opened.inventory, quants, head.bits)
     source = provenance(model, opened.name, tokens, data)
-    plan = probe_plan(opened, level, quants, head, ids(tokens), budget or Budget())
-    probes, content = ProbeStore(database, probe_context(opened)), MixContent(opened.inventory, quants)
+    content = MixContent(opened.inventory, quants, model if source.reference is not None else None)
+    reference = quant_reference(source.reference, opened.inventory, level, quants, head, content)
+    same = reference.same if reference is not None else ()
+    if source.reference is not None:
+        reporter.remark(source.reference.told)
+    for quant in quants:
+        if f"uniform@{quant.choice}" in same:
+            reporter.remark(f"{quant.path.name} is the reference itself: its KL is 0 by definition and is not scored")
+    plan = probe_plan(opened, level, quants, head, ids(tokens), budget or Budget(), same)
+    probes = ProbeStore(database, probe_context(opened))
     places = {quant.choice: quant.path.resolve() for quant in quants}
     job = WorkerJob(opened.name, model.resolve(), places, resources or Resources())
     with locked(out), _scorer(opened, job, ray, counts, reporter) as scorer:
@@ -71,7 +79,7 @@ def measure(
         with reporter.stage("Measuring") as progress:
             scores = run.run(plan, progress, lambda done, total: reporter.remark(_taken_up(done, total)))
         tensors = saliences(opened, level, quants[0], ids(tokens))
-        measurement = summarize(opened.inventory, level, sizes, head, scores, data, source, tensors)
+        measurement = summarize(opened.inventory, level, sizes, head, scores, data, source, tensors, reference)
         write_record(out, measurement)
     tell_peaks(reporter, opened)
     counts.ram_bytes, counts.vram_bytes = peak_ram_bytes(), opened.stats.vram_bytes

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from time import perf_counter
 
 from torch import Tensor
 
 from exltune.engines.base import Engine
-from exltune.measure import Budget, ProbePlan, QuantHead, plan_for, tensor_salience
+from exltune.errors import QuantMismatchError
+from exltune.measure import (
+    Budget,
+    ProbePlan,
+    QuantHead,
+    QuantReference,
+    plan_for,
+    swap_units,
+    tensor_salience,
+    uniform_mixes,
+)
 from exltune.pipeline.base_quants import BaseQuant
+from exltune.pipeline.probe_content import MixContent
+from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import TensorSalience
 from exltune.schema.mix import REFERENCE, Mix
+from exltune.schema.provenance import ReferenceQuant
 
 #: The level at which tensors are looked at, and the rows of the search set whose inputs tell.
 SALIENCE_LEVEL, _SALIENCE_ROWS = 4, 16
@@ -20,11 +34,42 @@ _TIMED_ROWS = 4
 
 
 def probe_plan(
-    engine: Engine, level: int, quants: Sequence[BaseQuant], head: QuantHead, tokens: Tensor, budget: Budget
+    engine: Engine,
+    level: int,
+    quants: Sequence[BaseQuant],
+    head: QuantHead,
+    tokens: Tensor,
+    budget: Budget,
+    same: Collection[str] = (),
 ) -> ProbePlan:
     """The plan for a budget; where that is hours, a pass over a few rows is timed first. Raises: UsageError."""
     bits = {quant.choice: quant.bits for quant in quants}
-    return plan_for(engine.inventory, level, bits, head, len(tokens), budget, lambda: _seconds_per_pass(engine, tokens))
+    seconds = partial(_seconds_per_pass, engine, tokens)
+    return plan_for(engine.inventory, level, bits, head, len(tokens), budget, seconds, same)
+
+
+def quant_reference(
+    found: ReferenceQuant | None,
+    inventory: Inventory,
+    level: int,
+    quants: Sequence[BaseQuant],
+    head: QuantHead,
+    content: MixContent,
+) -> QuantReference | None:
+    """What is known of a reference that is a quant, for all swaps of these. Raises: QuantMismatchError for no other."""
+    if found is None:
+        return None
+    bits = {quant.choice: quant.bits for quant in quants}
+    mixes = [mix for unit in swap_units(inventory, level, bits, head.distinct) for mix in unit.mixes]
+    mixes += uniform_mixes(inventory, list(bits), REFERENCE)
+    same = frozenset(mix.name for mix in mixes if not content(mix).swaps)
+    if f"uniform@{quants[0].choice}" in same:
+        raise QuantMismatchError(
+            "it is the reference itself, and there is no base quant with fewer bits",
+            where=str(quants[0].path),
+            fix="Make base quants with fewer bits, or give the unquantized model as the reference",
+        )
+    return QuantReference(found.bits, found.head_bits, same)
 
 
 def saliences(engine: Engine, level: int, lowest: BaseQuant, tokens: Tensor) -> tuple[TensorSalience, ...]:

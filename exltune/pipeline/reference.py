@@ -8,7 +8,10 @@ from exltune.budget import directory_size
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
 from exltune.inventory import is_exl3, load_inventory
+from exltune.pipeline.quant_dirs import RECORD
 from exltune.schema.provenance import ReferenceQuant
+from exltune.schema.quant import QuantRecord
+from exltune.store.records import read_record
 
 
 def reference_quant(model: Path) -> ReferenceQuant | None:
@@ -21,7 +24,15 @@ def reference_quant(model: Path) -> ReferenceQuant | None:
         bpw=directory_size(inventory, quant).bpw,
         bits=min(quant.bits(key) for group in inventory.groups for key in group.tensors),
         head_bits=min(quant.bits(key) for key in inventory.head.tensors),
+        weights_sha256=noted_weights(model),
     )
+
+
+def noted_weights(quant: Path) -> str | None:
+    """Hash of the unquantized model that exltune noted beside a quant of its own making."""
+    if not (quant / RECORD).is_file():
+        return None
+    return read_record(quant / RECORD, QuantRecord).provenance.weights_sha256
 
 
 def described(reference: ReferenceQuant | None, path: Path | str) -> str:

@@ -89,7 +89,7 @@ class _Run:
         """Raises: UsageError for bits that do not exist, or another model than the recipe's."""
         for width in {*self.bits.values(), self.head_bits} - {_UNQUANTIZED}:
             check_bits(width, self.codebook)
-        made_for = self.recipe.exltune.provenance.model_sha256 if self.recipe.exltune is not None else None
+        made_for = self.recipe.exltune.provenance.weights_sha256 if self.recipe.exltune is not None else None
         if made_for not in (None, model_fingerprint(self.engine.model_dir)):
             raise UsageError(
                 f"the recipe was made for another model than {self.engine.model_dir}",

@@ -15,11 +15,15 @@ _ABOVE, _BELOW = (5, 4), (5, -11)
 
 
 def kl_against_size(rows: Sequence[CardRow]) -> bytes:
-    """PNG: KL(reference‖quant) over GiB, log scale, with the uniform line, the tuned mixes and the front of all."""
+    """PNG: KL(reference‖quant) over GiB, log scale, with the uniform line, the tuned mixes and the front of all.
+
+    A reference that is a quant itself is left out: its KL is 0 by definition.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
+    rows = [row for row in rows if not row.is_reference]
     best = front(rows)
     axes.plot([r.size_gib for r in best], [r.kl_ref_quant for r in best], color="0.8", linewidth=5, label="front")
     for kinds, style, label in ((("base", "uniform"), "o--", "uniform"), (("tuned",), "*", "tuned")):

@@ -11,6 +11,7 @@ from scipy.stats import norm
 from exltune.errors import DataError, QuantMismatchError
 from exltune.schema.card import CardRow, RowKind
 from exltune.schema.evaluation import Evaluation, EvaluationRow
+from exltune.schema.provenance import Provenance
 
 #: Percent; of every interval in a card.
 CONFIDENCE = 95.0
@@ -36,9 +37,9 @@ def check_comparable(evaluations: Sequence[tuple[Path, Evaluation]]) -> None:
         ours, theirs = first.provenance, other.provenance
         if ours.model_sha256 != theirs.model_sha256:
             raise QuantMismatchError(
-                f"it is of another model ({theirs.model_path}) than {first_file} ({ours.model_path})",
+                f"KL in it is against {_reference(theirs)}, and in {first_file} against {_reference(ours)}",
                 where=str(file),
-                fix="Make a card for each model",
+                fix="Make a card for each, or evaluate all quants against one reference",
             )
         if ours.tokens_sha256 != theirs.tokens_sha256:
             raise DataError(
@@ -46,6 +47,11 @@ def check_comparable(evaluations: Sequence[tuple[Path, Evaluation]]) -> None:
                 where=str(file),
                 fix="Evaluate all quants with the same --data, --rows, --row-length and --seed",
             )
+
+
+def _reference(noted: Provenance) -> str:
+    kind = "" if noted.reference is None else f", a quant of {noted.reference.bpw:.2f} bpw"
+    return f"{noted.model_path}{kind}"
 
 
 def card_row(row: EvaluationRow, facts: QuantFacts | None) -> CardRow:
@@ -69,6 +75,7 @@ def card_row(row: EvaluationRow, facts: QuantFacts | None) -> CardRow:
         perplexity=row.perplexity,
         top=tuple(100 * share for share in (row.top_1, row.top_2, row.top_3, row.top_4, row.top_5)),
         contexts=() if facts is None else facts.contexts,
+        is_reference=row.is_reference,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from exltune.schema.base import Record
+from exltune.schema.provenance import ReferenceQuant
 
 #: base: all groups at one width; tuned: a mix of our making; uniform: a baseline that was scored, never written.
 RowKind = Literal["base", "tuned", "uniform"]
@@ -30,7 +31,7 @@ class CardRow(Record):
 
     branch: its name on the Hub, None where there is no directory. KL in nats/token with half widths of the confidence
     interval; top: percent of positions whose ordered first 1..5 tokens equal the reference's. contexts: tokens that
-    fit beside each of the card's memories; None where it does not fit.
+    fit beside each of the card's memories; None where it does not fit. is_reference: KL is 0 by definition.
     """
 
     name: str
@@ -50,6 +51,7 @@ class CardRow(Record):
     perplexity: float
     top: tuple[float, ...]
     contexts: tuple[int | None, ...]
+    is_reference: bool = False
 
 
 class CardRun(Record):
@@ -98,7 +100,10 @@ class CardServe(Record):
 
 
 class Card(Record):
-    """Everything that a card shows. confidence: of all intervals, in percent. files: name -> sha256 of each source."""
+    """Everything that a card shows. confidence: of all intervals, in percent. files: name -> sha256 of each source.
+
+    reference: the quant that all are compared with, where that is not the unquantized model.
+    """
 
     schema_version: int = 1
     title: str
@@ -114,6 +119,7 @@ class Card(Record):
     calibration_rows: int | None
     calibration_row_length: int | None
     model_sha256: str
+    reference: ReferenceQuant | None = None
     tokens_sha256: str
     held_out_tokens: int
     engine: str

@@ -10,7 +10,8 @@ from exltune.schema.search import Standing
 class EvaluationRow(Record):
     """One quant on held-out tokens; KL in nats/token, each with its standard error over rows.
 
-    `path` is None for a mix that was scored from base quants and never written out.
+    `path` is None for a mix that was scored from base quants and never written out. is_reference: it is the quant that
+    all are compared with, and its KL is 0 by definition.
     """
 
     name: str
@@ -29,6 +30,7 @@ class EvaluationRow(Record):
     top_4: float
     top_5: float
     tokens: int
+    is_reference: bool = False
 
 
 class Evaluation(Record):

@@ -45,7 +45,8 @@ class Probe(Record):
     size_bytes: bytes of the group's tensors at that choice. kld_rows: (rows,) mean KL of each row that was scored, from
     the first row of the search set on; empty where the swap was not scored. estimated: whether KL and its standard
     error follow from the law of swaps, fitted to all that were scored, and not from these rows alone; kld_ci95_nats is
-    then its 95 % interval.
+    then its 95 % interval. of_reference: the reference is a quant, and these are its own weights: KL is 0 by
+    definition, was not scored, and does not say that these bits lose nothing.
     """
 
     choice: str
@@ -56,6 +57,7 @@ class Probe(Record):
     kld_rows: tuple[float, ...]
     estimated: bool = False
     kld_ci95_nats: tuple[float, float] | None = None
+    of_reference: bool = False
 
 
 class TensorSalience(Record):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from exltune.schema.base import Record
+from exltune.schema.provenance import ReferenceQuant
 from exltune.schema.score import Score
 
 
 class ProbeContext(Record):
     """What all probes of a measurement share: the model and the code that scores it.
 
+    reference: what the model is where it is a quant itself: KL is then against it.
+
     code: versions of the libraries that the engine computes with, and sha256 of exltune's own sources.
     """
 
     model_sha256: str
+    reference: ReferenceQuant | None = None
     architecture: str
     engine: str
     code: str

@@ -8,13 +8,15 @@ from exltune.schema.base import Record
 class ReferenceQuant(Record):
     """An EXL3 quant that stands where the unquantized model would: KL is against it, and says nothing of its own error.
 
-    name: its directory's. bits: the fewest of its groups.
+    name: its directory's. bits: the fewest of its groups. weights_sha256: of the unquantized model that it was made
+    from, None where nobody noted it.
     """
 
     name: str
     bpw: float
     bits: float
     head_bits: float
+    weights_sha256: str | None = None
 
     @property
     def told(self) -> str:
@@ -37,3 +39,8 @@ class Provenance(Record):
     rows: int | None = None
     row_length: int | None = None
     seed: int | None = None
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """Of the unquantized model that all is about, whatever the reference; None where nobody noted it."""
+        return self.model_sha256 if self.reference is None else self.reference.weights_sha256

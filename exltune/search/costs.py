@@ -111,7 +111,8 @@ class _Probes:
 
     def __init__(self, unit: MeasuredGroup, base_kld: float, widths: Iterable[float]) -> None:
         wanted = set(widths)
-        probes = [probe for probe in unit.probes if probe.bits in wanted]
+        # Weights of the reference itself: a KL of 0 says nothing of how the others go with bits.
+        probes = [probe for probe in unit.probes if probe.bits in wanted and not probe.of_reference]
         self.cost = {probe.bits: probe.kld_nats - base_kld for probe in probes}
         self.se = {probe.bits: probe.kld_se_nats for probe in probes}
 

@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 
 from exltune.errors import UsageError
 from exltune.schema.inventory import Role
-from exltune.schema.measurement import Measurement
+from exltune.schema.measurement import MeasuredGroup, Measurement, Probe
 from exltune.schema.mix import CACHE_K, CACHE_V, Choice
 from exltune.search.costs import nmse
 from exltune.search.problem import Unit
@@ -289,10 +289,13 @@ def _probes(problem: Units) -> Mapping[str, Iterable[tuple[str, float, float]]]:
     if problem.measurement is None:
         raise UsageError("there is no measurement to learn from", fix="Run exltune measure first")
     detail = problem.measurement.exltune
-    return {
-        group.id: [(probe.choice, probe.kld_nats, probe.kld_se_nats) for probe in group.probes]
-        for group in (*detail.groups, *detail.wider)
-    }
+    units = (*detail.groups, *detail.wider)
+    return {unit.id: [(probe.choice, probe.kld_nats, probe.kld_se_nats) for probe in _telling(unit)] for unit in units}
+
+
+def _telling(unit: MeasuredGroup) -> Sequence[Probe]:
+    """The probes that tell how KL goes with bits: not those that are 0 by definition, where there are others."""
+    return [probe for probe in unit.probes if not probe.of_reference] or unit.probes
 
 
 def _expit(value: float) -> float:

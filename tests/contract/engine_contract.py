@@ -51,7 +51,7 @@ class ScoreContract:
     #: From whole models in fp32.
     tolerance = 1e-6
     #: The same of the likelihood alone, which the reference model's own rounding moves too.
-    nll_tolerance = 1e-6
+    nll_tolerance = 2e-6
     #: The same for rows where a rounding error moved a key or a value of the cache by a step, and for most rows.
     cache_tolerance, cache_median = 1e-3, 1e-6
     #: Share of positions where two nearly equal logits may change places.

@@ -56,7 +56,7 @@ def report_of(measurement: Measurement, source: Path, recipe: Recipe | None) -> 
         provenance=detail.provenance,
         widths=_widths(detail.groups),
         groups=groups,
-        wider=tuple(_group(unit, detail.base, None) for unit in detail.wider if unit.probes),
+        wider=tuple(_group(unit, detail.base, None) for unit in detail.wider if _telling(unit)),
         laws=_laws(groups, law),
         gamma=None if law is None else law.gamma,
         mixes=(*uniform_mixes(parts), *scored),
@@ -66,7 +66,7 @@ def report_of(measurement: Measurement, source: Path, recipe: Recipe | None) -> 
 
 def _check(measurement: Measurement, source: Path) -> None:
     groups = measurement.exltune.groups
-    if not any(group.probes for group in groups):
+    if not any(map(_telling, groups)):
         raise DataError("the measurement has no probes: exltune.groups", where=str(source), fix="Measure again")
     for group in (*groups, *measurement.exltune.wider):
         odd = [probe.choice for probe in group.probes if not np.isfinite(probe.kld_nats)]
@@ -94,7 +94,7 @@ def _mix_law(measurement: Measurement) -> tuple[MixLaw | None, tuple[str, ...]]:
 def _groups(measurement: Measurement) -> tuple[ReportGroup, ...]:
     """The groups with the law of their swaps."""
     detail = measurement.exltune
-    widths = sorted({probe.bits for group in detail.groups for probe in group.probes})
+    widths = sorted({probe.bits for group in detail.groups for probe in _telling(group)})
     laws, table = fitted_laws(measurement, widths), fitted_costs(measurement, widths)
     found = []
     for unit in detail.groups:
@@ -114,9 +114,14 @@ def _group(unit: MeasuredGroup, base: str, law: Mapping[float, float] | None) ->
         numel=unit.numel,
         law_klds=dict(law or {}),
         probes=tuple(
-            _probe(probe, unit, base, law or {}) for probe in sorted(unit.probes, key=lambda probe: probe.bits)
+            _probe(probe, unit, base, law or {}) for probe in sorted(_telling(unit), key=lambda probe: probe.bits)
         ),
     )
+
+
+def _telling(unit: MeasuredGroup) -> list[Probe]:
+    """Its probes but for those of the reference's own weights, whose KL is 0 by definition."""
+    return [probe for probe in unit.probes if not probe.of_reference]
 
 
 def _row(unit: MeasuredGroup) -> str:
@@ -175,22 +180,29 @@ def _laws(groups: Sequence[ReportGroup], law: MixLaw | None) -> tuple[RoleLaw, .
 
 
 def _widths(groups: Sequence[MeasuredGroup]) -> tuple[str, ...]:
-    bits = {probe.choice: probe.bits for group in groups for probe in group.probes}
+    bits = {probe.choice: probe.bits for group in groups for probe in _telling(group)}
     return tuple(sorted(bits, key=lambda choice: (bits[choice], choice)))
 
 
 def _remarks(measurement: Measurement) -> list[str]:
     detail = measurement.exltune
-    remarks = []
+    units, reference = (*detail.groups, *detail.wider), detail.provenance.reference
+    remarks = [] if reference is None else [reference.told]
+    own = sorted({probe.bits for unit in units for probe in unit.probes if probe.of_reference})
+    if own:
+        remarks.append(
+            f"Swaps to {', '.join(f'{bits:g}' for bits in own)} bits that put in the reference's own weights are not "
+            "shown: their KL is 0 by definition, which does not say that these bits lose nothing"
+        )
     if detail.base != REFERENCE:
         remarks.append(
             f"Swaps are on the base quant {detail.base} and not on the unquantized model: every KL here holds that of "
             f"the base, {measurement.base_kld:.6g} nats/token"
         )
-    floor = sum(probe.kld_nats <= 0 for group in (*detail.groups, *detail.wider) for probe in group.probes)
+    floor = sum(probe.kld_nats <= 0 for unit in units for probe in _telling(unit))
     if floor:
         remarks.append(f"{floor} swaps have a KL of zero or below; on log scales they lie at the lower edge")
-    guessed = sum(probe.estimated for group in (*detail.groups, *detail.wider) for probe in group.probes)
+    guessed = sum(probe.estimated for unit in units for probe in unit.probes)
     if guessed:
         remarks.append(
             f"{guessed} swaps were not scored but estimated: hollow in the plots, with a ~ in maps and tables"
