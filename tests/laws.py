@@ -92,14 +92,15 @@ class Law:
 
 
 def random_law(inventory: Inventory = INVENTORY, seed: int = 0, *, wider: bool = False, **changes: Any) -> Law:
-    """A law with scales by role, spread over a factor of some."""
+    """A law with scales by role, spread over a factor of some; k and v, and gate and up, are alike."""
     rng = np.random.default_rng(seed)
-    keys = {group.id: (group.role.value.partition(".")[0], group.numel) for group in inventory.groups}
-    total = sum(numel for _, numel in keys.values())
-    scales = {
-        key: _SHARE_OF_ROLE[part] * (numel / total) * float(np.exp(0.8 * rng.standard_normal()))
-        for key, (part, numel) in keys.items()
-    }
+    parts = groups_at_level(inventory, 3)
+    total = sum(part.numel for part in parts)
+    scales = {}
+    for part in parts:
+        share = _SHARE_OF_ROLE[part.role.partition(".")[0]] * part.numel / total
+        scale = share * float(np.exp(0.8 * rng.standard_normal()))
+        scales |= dict.fromkeys(part.members, scale / len(part.members))
     if wider:
         scales |= {inventory.head.id: 0.2, CACHE_K: 0.1, CACHE_V: 0.03}
     return Law(scales, **changes)

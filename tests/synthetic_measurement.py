@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from exltune.inventory import groups_at_level
 from exltune.schema.evaluation import MethodRow
-from exltune.schema.inventory import Group, Inventory
+from exltune.schema.inventory import Inventory, Part
 from exltune.schema.measurement import MeasuredGroup, Measurement, MeasurementDetail, Probe, QuantRef
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, choice_of_bits
 from exltune.schema.provenance import Provenance
@@ -27,18 +28,21 @@ def synthetic_measurement(
     *,
     cache_bits: Sequence[float] = CACHE_BITS,
     seed: int = 0,
+    level: int = 3,
 ) -> Measurement:
-    """Swaps of every group, the head and both halves of the cache; base quant number i has the i-th of head_bits."""
-    rng = np.random.default_rng(seed)
+    """Swaps of every part, the head and both halves of the cache; base quant number i has the i-th of head_bits."""
+    rng, parts = np.random.default_rng(seed), groups_at_level(inventory, level)
     heads = {choice_of_bits(width): head_bits[min(number, len(head_bits) - 1)] for number, width in enumerate(widths)}
-    at_lowest = rng.lognormal(sigma=1.0, size=len(inventory.groups)) * [group.numel**0.5 for group in inventory.groups]
+    at_lowest = rng.lognormal(sigma=1.0, size=len(parts)) * [part.numel**0.5 for part in parts]
     at_lowest *= (_GROUPS_KLD / at_lowest.sum()) * len(at_lowest) ** (1 - _GAMMA)
     groups = tuple(
-        _unit(group, {choice_of_bits(width): width for width in widths}, float(kld), rng)
-        for group, kld in zip(inventory.groups, at_lowest, strict=True)
+        _unit(part, {choice_of_bits(width): width for width in widths}, float(kld), rng)
+        for part, kld in zip(parts, at_lowest, strict=True)
     )
     by_bits = {bits: choice for choice, bits in reversed(list(heads.items()))}
-    head = _unit(inventory.head, {choice: bits for bits, choice in sorted(by_bits.items())}, _HEAD_KLD, rng)
+    own = inventory.head
+    whole = Part(id=own.id, role=own.role, layer=None, members=(own.id,), numel=own.numel)
+    head = _unit(whole, {choice: bits for bits, choice in sorted(by_bits.items())}, _HEAD_KLD, rng)
     halves = (
         _half(key, kld, cache_bits, rng) for key, kld in ((CACHE_K, _K_KLD), (CACHE_V, _V_KLD)) if len(cache_bits)
     )
@@ -50,7 +54,7 @@ def synthetic_measurement(
         base_kld=_GROUPS_KLD,
         arch_string=inventory.architecture,
         exltune=MeasurementDetail(
-            level=3,
+            level=level,
             base=REFERENCE,
             quants={},
             quant_sha256={},
@@ -67,14 +71,10 @@ def synthetic_measurement(
     )
 
 
-def _unit(group: Group, bits: dict[str, float], kld: float, rng: np.random.Generator) -> MeasuredGroup:
+def _unit(part: Part, bits: dict[str, float], kld: float, rng: np.random.Generator) -> MeasuredGroup:
     """kld: at 2 bits."""
     return MeasuredGroup(
-        id=group.id,
-        members=(group.id,),
-        role=group.role,
-        layer=group.layer,
-        numel=group.numel,
+        **part.model_dump(),
         probes=tuple(
             _probe(choice, width, kld * float(nmse(width) / nmse(2.0)) ** _GAMMA, rng) for choice, width in bits.items()
         ),

@@ -77,8 +77,8 @@ def _grouped(shape: ModelShape, layer: int) -> Iterator[LinearSpec]:
     q_out = 2 * q if shape.row.gated_q else q
     for name, role, in_features, out_features, bias in (
         ("q_proj", Role.ATTN_Q, shape.hidden, q_out, shape.qkv_bias),
-        ("k_proj", Role.ATTN_KV, shape.hidden, kv, shape.qkv_bias),
-        ("v_proj", Role.ATTN_KV, shape.hidden, kv, shape.qkv_bias),
+        ("k_proj", Role.ATTN_K, shape.hidden, kv, shape.qkv_bias),
+        ("v_proj", Role.ATTN_V, shape.hidden, kv, shape.qkv_bias),
         ("o_proj", Role.ATTN_O, q, shape.hidden, shape.o_bias),
     ):
         yield _linear(shape, layer, name, role, in_features, out_features, bias)

@@ -15,7 +15,8 @@ from exltune.schema.inventory import Group, Inventory, LinearSpec, Part, Role
 
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 
-#: How finely a model is measured: layers, attention and MLP, their parts, groups, groups with their tensors' salience.
+#: How finely a model is measured: layers, attention and MLP, their parts, groups with k and v, gate and up together,
+#: groups alone.
 LEVELS = (0, 1, 2, 3, 4)
 
 
@@ -95,8 +96,8 @@ def groups_at_level(inventory: Inventory, level: int) -> tuple[Part, ...]:
     """What is probed together, without the head.
 
     level 0: whole layers (`3`). 1: a layer's attention, and its MLP with shared and routed experts (`3.attn`, `3.mlp`).
-    2: shared and routed experts apart (`3.experts`). 3: single groups (`3.experts.down`).
-    4: as 3, since tensors of a group are not swapped alone.
+    2: shared and routed experts apart (`3.experts`). 3: their projections, k with v and gate with up (`3.attn.kv`).
+    4: single groups (`3.attn.k`); the routed experts' gate and up are one.
     Source: exllamav3 conversion/measure_model.py 1.6.5, which flattens `optimizer_targets()` of modules/transformer.py,
     attn.py, mlp.py and block_sparse_mlp.py to a depth of `level`. Its level 3 keeps a shared expert whole; ours splits
     it, as its kernels load gate+up and down at different bits.
@@ -109,7 +110,7 @@ def groups_at_level(inventory: Inventory, level: int) -> tuple[Part, ...]:
     return tuple(
         Part(
             id=part,
-            role=groups[0].role if level >= 3 else role,
+            role=role,
             layer=groups[0].layer,
             members=tuple(group.id for group in groups),
             numel=sum(group.numel for group in groups),
@@ -120,8 +121,10 @@ def groups_at_level(inventory: Inventory, level: int) -> tuple[Part, ...]:
 
 def _part_of(group: Group, level: int) -> tuple[str, str]:
     """Id and role of the part that a group is in."""
-    if level >= 3:
+    if level == 4:
         return group.id, group.role
+    if level == 3:
+        return f"{group.layer}.{group.role.pair}", group.role.pair
     if level == 0:
         return str(group.layer), "layer"
     role = group.role.part

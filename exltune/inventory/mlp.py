@@ -17,14 +17,14 @@ def mlp_linears(shape: ModelShape, layer: int) -> Iterator[LinearSpec]:
     """The linears of one layer's MLP in forward order, fp16 gates included."""
     key = _key(shape, layer)
     if layer < shape.dense_layers:
-        roles = (Role.MLP_GATE_UP, Role.MLP_DOWN)
+        roles = (Role.MLP_GATE, Role.MLP_UP, Role.MLP_DOWN)
         yield from _gated(key, layer, roles, shape.hidden, shape.dense_intermediate, shape.mlp_bias)
         return
     yield from mlp_gates(shape, layer)
     if shape.shared_intermediate:
-        roles, within = (Role.SHARED_GATE_UP, Role.SHARED_DOWN), f"{key}.{shape.row.names.shared}"
+        roles, within = (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN), f"{key}.{shape.row.names.shared}"
         yield from _gated(within, layer, roles, shape.hidden, shape.shared_intermediate, False)
-    roles, bias = (Role.EXPERTS_GATE_UP, Role.EXPERTS_DOWN), shape.row.expert_bias
+    roles, bias = (Role.EXPERTS_GATE_UP, Role.EXPERTS_GATE_UP, Role.EXPERTS_DOWN), shape.row.expert_bias
     for expert in range(shape.experts):
         within, names = f"{key}.experts.{expert}", shape.row.names.experts
         yield from _gated(within, layer, roles, shape.hidden, shape.moe_intermediate, bias, names)
@@ -57,7 +57,7 @@ def _key(shape: ModelShape, layer: int) -> str:
 def _gated(
     prefix: str,
     layer: int,
-    roles: tuple[Role, Role],
+    roles: tuple[Role, Role, Role],
     hidden: int,
     intermediate: int,
     bias: bool,
@@ -65,8 +65,8 @@ def _gated(
 ) -> Iterator[LinearSpec]:
     gate, up, down = names
     yield _linear(f"{prefix}.{gate}", roles[0], layer, hidden, intermediate, bias)
-    yield _linear(f"{prefix}.{up}", roles[0], layer, hidden, intermediate, bias)
-    yield _linear(f"{prefix}.{down}", roles[1], layer, intermediate, hidden, bias)
+    yield _linear(f"{prefix}.{up}", roles[1], layer, hidden, intermediate, bias)
+    yield _linear(f"{prefix}.{down}", roles[2], layer, intermediate, hidden, bias)
 
 
 def _linear(key: str, role: Role, layer: int, in_features: int, out_features: int, bias: bool = False) -> LinearSpec:

@@ -24,9 +24,10 @@ RuleBits = Annotated[float, AfterValidator(_existing)]
 class Match(Record):
     """Which groups a rule is about; every field that is given must fit.
 
-    roles: globs over roles (`attn.*`). layers: first and last index, negative ones count from the end.
-    depth: from and below, as a share of all layers. keys: globs over module keys. architectures: globs over class
-    names. sparse_model: whether the model has routed experts. sparse_layer: whether the layer has.
+    roles: globs over roles (`attn.*`); `attn.kv` and `*.gate_up` mean both of a pair. layers: first and last index,
+    negative ones count from the end. depth: from and below, as a share of all layers. keys: globs over module keys.
+    architectures: globs over class names. sparse_model: whether the model has routed experts. sparse_layer: whether the
+    layer has.
     """
 
     roles: tuple[str, ...] | None = None

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 
 from exltune.schema.base import Record
 
+#: Roles that share a kernel where their bits are equal, and what such a pair is called at level l3.
+PAIRS: Mapping[str, str] = MappingProxyType(
+    {
+        **{"attn.k": "attn.kv", "attn.v": "attn.kv"},
+        **{"mlp.gate": "mlp.gate_up", "mlp.up": "mlp.gate_up"},
+        **{"shared.gate": "shared.gate_up", "shared.up": "shared.gate_up"},
+    }
+)
+
 
 class Role(StrEnum):
-    """What a group of linears does; the ties of exllamav3's kernels are part of the role.
+    """What a group of linears does; what exllamav3 loads at one width only is one role.
 
+    Gate and up of routed experts are: it refuses a layer where they differ, and experts of one projection that do. k
+    and v, and gate and up of any other MLP, load at different widths.
     q_a, q_b, kv_a: latent attention's projections. qkv, z, out: linear attention's inputs, its output gate and its
     output. router, gate: fp16 in every quant and in no group; a gate weighs a shared expert, or linear attention.
+    Source: exllamav3 1.6.5, modules/multilinear.py (MultiLinear) and exllamav3_ext/libtorch/blocksparse_mlp.cpp
+    (BC_BlockSparseMLP, "gate and up must share a bit width"); modules/attn.py and mlp.py, which fuse equal ones only.
     """
 
     ATTN_Q = "attn.q"
-    ATTN_KV = "attn.kv"
+    ATTN_K = "attn.k"
+    ATTN_V = "attn.v"
     ATTN_O = "attn.o"
     ATTN_Q_A = "attn.q_a"
     ATTN_Q_B = "attn.q_b"
@@ -23,9 +39,11 @@ class Role(StrEnum):
     ATTN_QKV = "attn.qkv"
     ATTN_Z = "attn.z"
     ATTN_OUT = "attn.out"
-    MLP_GATE_UP = "mlp.gate_up"
+    MLP_GATE = "mlp.gate"
+    MLP_UP = "mlp.up"
     MLP_DOWN = "mlp.down"
-    SHARED_GATE_UP = "shared.gate_up"
+    SHARED_GATE = "shared.gate"
+    SHARED_UP = "shared.up"
     SHARED_DOWN = "shared.down"
     EXPERTS_GATE_UP = "experts.gate_up"
     EXPERTS_DOWN = "experts.down"
@@ -37,6 +55,11 @@ class Role(StrEnum):
     def part(self) -> str:
         """The coarser l2 part of a layer: attn, mlp, shared, experts; router, gate and head are their own."""
         return self.value.split(".", maxsplit=1)[0]
+
+    @property
+    def pair(self) -> str:
+        """Its name at level l3, where k goes with v and gate with up: attn.kv, mlp.gate_up; others keep theirs."""
+        return PAIRS.get(self.value, self.value)
 
     @property
     def fp16(self) -> bool:
@@ -66,7 +89,7 @@ class LinearSpec(Record):
 
 
 class Group(Record):
-    """Linears that take one bit width together (level l3), e.g. id `3.experts.down` or `head`."""
+    """The fewest linears that take one bit width together (level l4), e.g. id `3.experts.down` or `head`."""
 
     id: str
     role: Role
@@ -76,7 +99,10 @@ class Group(Record):
 
 
 class Part(Record):
-    """What is probed together: one group (l3) or a layer's part (l2, e.g. `3.experts`); members are group ids."""
+    """What is probed together: one group (l4), a pair (l3, `3.attn.kv`) or a layer's part (l2, `3.experts`).
+
+    members: group ids.
+    """
 
     id: str
     role: Role | str
@@ -89,7 +115,7 @@ class Inventory(Record):
     """The linears and groups of a model, from its config.json and safetensors headers alone.
 
     `linears` holds every linear in forward order: those in groups, the fp16 ones
-    (roles ROUTER and GATE, in no group) and the head. `groups` are the l3 groups in forward order, without the head;
+    (roles ROUTER and GATE, in no group) and the head. `groups` are in forward order, without the head;
     `head` is the head's own group. `parameters` counts all tensors of the checkpoint that the model uses.
     """
 

@@ -88,7 +88,7 @@ class SwapLawFit(Record):
 
 
 class MeasuredGroup(Record):
-    """A group (l3) or a part of a layer (l2) and what each of its choices did."""
+    """A group (l4), a pair of them (l3) or a part of a layer (l2), and what each of its choices did."""
 
     id: str
     members: tuple[str, ...]
@@ -105,7 +105,7 @@ class MeasurementDetail(Record):
     heads: bits of the head in every base quant, by choice.
     wider: the head and the halves of the KV cache, swapped alone as groups are (size_bytes of the cache: 0, it depends
     on the context). mixes: uniform base quants that were scored whole. law: what estimated probes come from, if any do.
-    level: 4 is swapped as 3 is, with `tensors` beside.
+    tensors: at level 4, what each linear does to its own output.
     """
 
     schema_version: int = 1

@@ -28,7 +28,7 @@ def choice_of_bits(bits: float) -> Choice:
 
 
 class Mix(Record):
-    """The choice of every l3 group and of the head; `name` is for people and need not be unique.
+    """The choice of every group and of the head; `name` is for people and need not be unique.
 
     choices may also hold CACHE_K and CACHE_V (one, both or neither), each one of CACHE_CHOICES.
     """

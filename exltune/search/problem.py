@@ -53,7 +53,8 @@ class SearchProblem:
     default head and cache. head_choice, head_bits: the default head. extras: default choice of every further key of a
     mix (the KV cache's bits). wider: units beyond the groups that the search may change (head, cache); their default
     bytes are part of its budget. floors: the fewest bits that a group may take. fits: whether a mix's choices keep
-    what bytes alone cannot say, such as a split over GPUs.
+    what bytes alone cannot say, such as a split over GPUs. keep_pairs: whether k and v, and gate and up, must take one
+    width, so that exllamav3 fuses them; the measurement's units are then no finer.
     """
 
     sizes: SizeModel
@@ -67,6 +68,7 @@ class SearchProblem:
     wider: tuple[Unit, ...] = ()
     floors: Mapping[str, float] = field(default_factory=dict)
     fits: Callable[[Mapping[str, Choice]], bool] | None = None
+    keep_pairs: bool = False
 
     @property
     def inventory(self) -> Inventory:

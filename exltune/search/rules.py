@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import yaml
 from pydantic import ValidationError
 
 from exltune.errors import UsageError
+from exltune.inventory import groups_at_level
 from exltune.schema.heuristics import Heuristics
 from exltune.search.problem import SearchProblem
-from exltune.search.wishes import wishes
+from exltune.search.wishes import Wish, wishes
 
 #: The rules that come with exltune: beside the package in a clone, among the shared data of an installed wheel.
 _CLONE = Path(__file__).resolve().parents[2] / "heuristics"
@@ -69,41 +71,74 @@ def find_rules(name_or_file: str, known: Sequence[Heuristics]) -> Heuristics:
 def rules_mix(problem: SearchProblem, rules: Heuristics) -> dict[str, float]:
     """Bits by group that follow the rules and fill the budget as far as whole promotions allow.
 
-    Every group starts at its floor. The level of the model rises through the available widths; at each level all
-    groups are promoted, the highest priority first, to what their rules want there. Where that does not fit, groups
-    of one priority are scaled down together: all climb one width before any climbs the next, in forward order. What
-    is left when all wishes are met goes to any group, in the same order.
+    Every group starts at its floor; k and v, and gate and up, are one unless rules want different things of them. The
+    level of the model rises through the available widths; at each level all groups are promoted, the highest priority
+    first, to what their rules want there. Where that does not fit, groups of one priority are scaled down together: all
+    climb one width before any climbs the next, in forward order. What is left when all wishes are met goes to any
+    group, in the same order.
     Raises: UsageError naming two rules that contradict each other.
     """
-    wanted = wishes(rules, problem.inventory)
-    ordered = sorted(problem.group_ids, key=lambda group: -wanted[group].priority)
-    equals = [tuple(groups) for _, groups in groupby(ordered, key=lambda group: wanted[group].priority)]
-    filling = _Filling(problem)
+    climbers = sorted(_climbers(problem, wishes(rules, problem.inventory)), key=lambda one: -one.priority)
+    equals = [tuple(some) for _, some in groupby(climbers, key=lambda one: one.priority)]
+    filling = _Filling(problem, climbers)
     for level in problem.widths:
-        for groups in equals:
+        for some in equals:
             for step in problem.widths:
-                for group in groups:
-                    filling.raise_towards(group, min(step, wanted[group].at_level(level)))
+                for climber in some:
+                    filling.raise_towards(climber, min(step, climber.at_level(level)))
     for level in problem.widths:
-        for group in ordered:
-            filling.raise_towards(group, level)
+        for climber in climbers:
+            filling.raise_towards(climber, level)
     return filling.bits
+
+
+@dataclass(frozen=True)
+class _Climber:
+    """Groups that take one width together, and what the rules want for them: of different wishes the greatest."""
+
+    groups: tuple[str, ...]
+    wishes: tuple[Wish, ...]
+
+    @property
+    def priority(self) -> float:
+        """The higher, the earlier served."""
+        return max(wish.priority for wish in self.wishes)
+
+    def at_level(self, level: float) -> float:
+        """The bits wanted when the rest of the model stands at `level`."""
+        return max(wish.at_level(level) for wish in self.wishes)
+
+
+def _climbers(problem: SearchProblem, wanted: Mapping[str, Wish]) -> list[_Climber]:
+    """All groups in forward order, pairs together where they must be or nothing sets them apart."""
+    found: list[tuple[str, ...]] = []
+    for pair in groups_at_level(problem.inventory, 3):
+        distinct = {(*sorted(wanted[group].values.items()), problem.floors.get(group)) for group in pair.members}
+        together = problem.keep_pairs or len(distinct) == 1
+        found += [pair.members] if together else [(group,) for group in pair.members]
+    return [_Climber(groups, tuple(wanted[group] for group in groups)) for groups in found]
 
 
 class _Filling:
     """Bits by group that only rise, and never past the budget."""
 
-    def __init__(self, problem: SearchProblem) -> None:
+    def __init__(self, problem: SearchProblem, climbers: Iterable[_Climber]) -> None:
         self.problem = problem
         lowest = problem.widths[0]
         self.bits = {group: problem.floors.get(group, lowest) for group in problem.group_ids}
+        for climber in climbers:
+            self.bits |= dict.fromkeys(climber.groups, max(self.bits[group] for group in climber.groups))
         self.left = problem.groups_budget_bytes - problem.groups_bytes(self.bits)
 
-    def raise_towards(self, group: str, wanted: float) -> None:
-        """Promote a group to the highest available width that is not above `wanted` and fits."""
-        size, now = self.problem.sizes.group_bytes, self.bits[group]
+    def raise_towards(self, climber: _Climber, wanted: float) -> None:
+        """Promote to the highest available width that is not above `wanted` and fits."""
+        now = self.bits[climber.groups[0]]
         for width in reversed(self.problem.widths):
-            if now < width <= wanted and size(group, width) - size(group, now) <= self.left:
-                self.left -= size(group, width) - size(group, now)
-                self.bits[group] = width
+            cost = self._size(climber, width) - self._size(climber, now)
+            if now < width <= wanted and cost <= self.left:
+                self.left -= cost
+                self.bits |= dict.fromkeys(climber.groups, width)
                 return
+
+    def _size(self, climber: _Climber, width: float) -> int:
+        return sum(self.problem.sizes.group_bytes(group, width) for group in climber.groups)

@@ -25,7 +25,8 @@ _HALF_RATES: tuple[float, ...] = tuple(sorted((*_WHOLE_RATES, *HALF_BITS)))
 #: exllamav3 promotes these together (qgroup).
 _BUNDLES = {
     Role.ATTN_Q: "qkv",
-    Role.ATTN_KV: "qkv",
+    Role.ATTN_K: "qkv",
+    Role.ATTN_V: "qkv",
     Role.ATTN_QKV: "qkvz",
     Role.ATTN_Z: "qkvz",
     Role.ATTN_Q_A: "q_a",
@@ -33,9 +34,11 @@ _BUNDLES = {
     Role.ATTN_KV_A: "kv_a",
     Role.ATTN_O: "o",
     Role.ATTN_OUT: "o",
-    Role.MLP_GATE_UP: "gu",
+    Role.MLP_GATE: "gu",
+    Role.MLP_UP: "gu",
     Role.MLP_DOWN: "d",
-    Role.SHARED_GATE_UP: "shared.gu",
+    Role.SHARED_GATE: "shared.gu",
+    Role.SHARED_UP: "shared.gu",
     Role.SHARED_DOWN: "shared.d",
     Role.EXPERTS_GATE_UP: "block_gud",
     Role.EXPERTS_DOWN: "block_gud",

@@ -147,7 +147,7 @@ def _fits_group(match: Match, group: Group, layers: int, sparse: frozenset[int |
         return False
     if match.sparse_layer is not None and match.sparse_layer != (group.layer in sparse):
         return False
-    return _any_glob(match.roles, [group.role.value]) and _any_glob(match.keys, group.tensors)
+    return _any_glob(match.roles, [group.role.value, group.role.pair]) and _any_glob(match.keys, group.tensors)
 
 
 def _any_glob(patterns: Sequence[str] | None, names: Sequence[str]) -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from exltune.budget import SizeModel
-from exltune.inventory import cache_layers, context_limit, inventory_from_config
+from exltune.inventory import cache_layers, context_limit, groups_at_level, inventory_from_config
 from exltune.schema.attention import CacheLayer
-from exltune.schema.inventory import Inventory
+from exltune.schema.inventory import PAIRS, Inventory
 from exltune.search.strategy import exllamav3_strategy
 
 CONFIGS = Path(__file__).resolve().parents[1] / "fixtures" / "configs"
@@ -90,6 +90,11 @@ def test_groups_follow_the_optimizer_targets(case: Case) -> None:
     finest = {key: i for m in model.modules for i, keys in leaves(m.optimizer_targets(), m.key) for key in keys}
     for group in inventory.groups:
         assert len({finest[key] for key in group.tensors}) == 1, group.id
+    keys = {group.id: group.tensors for group in inventory.groups}
+    # Of latent and linear attention it swaps more at a time.
+    for part in (one for one in groups_at_level(inventory, 3) if one.role in PAIRS.values()):
+        tensors = {key for member in part.members for key in keys[member]}
+        assert tensors == {key for key in finest if finest[key] == finest[min(tensors)]}, part.id
 
 
 def leaves(targets: list[Any], where: str) -> list[tuple[str, list[str]]]:

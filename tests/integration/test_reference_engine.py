@@ -38,7 +38,7 @@ def some_mixes(model: TinyModel) -> list[Mix]:
         mix_of(model, "2"),
         mix_of(model, "3"),
         mix_of(model, "3", **{"1.experts.down": "2"}),
-        mix_of(model, REFERENCE, **{"0.attn.kv": "2", "2.shared.down": "3"}),
+        mix_of(model, REFERENCE, **{"0.attn.v": "2", "2.shared.down": "3"}),
     ]
 
 

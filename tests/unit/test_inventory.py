@@ -112,9 +112,9 @@ def test_config_alone_gives_the_same_inventory(checkpoints: dict[str, tuple[Path
 
 def test_glm_groups(checkpoints: dict[str, tuple[Path, int]]) -> None:
     inventory = load_inventory(checkpoints["glm4_moe"][0])
-    assert [group.id for group in inventory.groups[:10]] == [
-        *("0.attn.q", "0.attn.kv", "0.attn.o", "0.mlp.gate_up", "0.mlp.down"),
-        *("1.attn.q", "1.attn.kv", "1.attn.o", "1.shared.gate_up", "1.shared.down"),
+    assert [group.id for group in inventory.groups[:14]] == [
+        *("0.attn.q", "0.attn.k", "0.attn.v", "0.attn.o", "0.mlp.gate", "0.mlp.up", "0.mlp.down"),
+        *("1.attn.q", "1.attn.k", "1.attn.v", "1.attn.o", "1.shared.gate", "1.shared.up", "1.shared.down"),
     ]
     experts = next(group for group in inventory.groups if group.id == "1.experts.gate_up")
     assert experts.tensors[:2] == ("model.layers.1.mlp.experts.0.gate_proj", "model.layers.1.mlp.experts.0.up_proj")
@@ -125,19 +125,34 @@ def test_glm_groups(checkpoints: dict[str, tuple[Path, int]]) -> None:
 
 def test_parts_at_all_levels(checkpoints: dict[str, tuple[Path, int]]) -> None:
     inventory = load_inventory(checkpoints["glm4_moe"][0])
-    singles, parts = groups_at_level(inventory, 3), groups_at_level(inventory, 2)
-    assert [part.members for part in singles] == [(group.id,) for group in inventory.groups]
+    singles, parts = groups_at_level(inventory, 4), groups_at_level(inventory, 2)
+    assert [(part.id, part.role, part.members) for part in singles] == [
+        (group.id, group.role, (group.id,)) for group in inventory.groups
+    ]
     assert [part.id for part in parts[:5]] == ["0.attn", "0.mlp", "1.attn", "1.shared", "1.experts"]
-    assert parts[2].members == ("1.attn.q", "1.attn.kv", "1.attn.o")
+    assert parts[2].members == ("1.attn.q", "1.attn.k", "1.attn.v", "1.attn.o")
     assert sum(part.numel for part in parts) == inventory.quantizable_parameters
     with pytest.raises(ValueError, match="level"):
         groups_at_level(inventory, 5)
     layers, halves = groups_at_level(inventory, 0), groups_at_level(inventory, 1)
     assert [part.id for part in layers] == [str(layer) for layer in range(inventory.layers)]
     assert [part.id for part in halves[:4]] == ["0.attn", "0.mlp", "1.attn", "1.mlp"]
-    assert [member.split(".")[1] for member in halves[3].members] == ["shared", "shared", "experts", "experts"]
-    for coarse in (layers, halves):
+    assert [member.split(".")[1] for member in halves[3].members] == ["shared"] * 3 + ["experts"] * 2
+    for coarse in (layers, halves, groups_at_level(inventory, 3)):
         assert [member for part in coarse for member in part.members] == [group.id for group in inventory.groups]
+
+
+def test_pairs_of_level_3(checkpoints: dict[str, tuple[Path, int]]) -> None:
+    inventory = load_inventory(checkpoints["glm4_moe"][0])
+    parts = {part.id: part for part in groups_at_level(inventory, 3)}
+    assert list(parts)[:5] == ["0.attn.q", "0.attn.kv", "0.attn.o", "0.mlp.gate_up", "0.mlp.down"]
+    assert {id_: part.members for id_, part in parts.items() if len(part.members) > 1 and part.layer == 1} == {
+        "1.attn.kv": ("1.attn.k", "1.attn.v"),
+        "1.shared.gate_up": ("1.shared.gate", "1.shared.up"),
+    }
+    assert all(part.id == f"{part.layer}.{part.role}" for part in parts.values())
+    numel = {group.id: group.numel for group in inventory.groups}
+    assert all(part.numel == sum(numel[member] for member in part.members) for part in parts.values())
 
 
 @pytest.mark.parametrize("key", ["num_experts", "num_local_experts", "n_routed_experts"])

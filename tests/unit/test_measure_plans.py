@@ -47,7 +47,7 @@ def names(batches: Iterable[Batch]) -> list[str]:
 
 
 def test_the_exhaustive_plan_swaps_every_group_at_every_width_once() -> None:
-    plan = ExhaustivePlan.of(INVENTORY, 3, ["2", "6", "8"], HEAD, ROWS)
+    plan = ExhaustivePlan.of(INVENTORY, 4, ["2", "6", "8"], HEAD, ROWS)
     asked = names(plan.next({}))
     swaps = [f"{group.id}@{choice}" for group in INVENTORY.groups for choice in ("2", "6", "8")]
     heads = [f"head@{choice}" for choice in ("2", "6", "8")]
@@ -56,6 +56,19 @@ def test_the_exhaustive_plan_swaps_every_group_at_every_width_once() -> None:
     uniform = plan.batches[0].mixes[0].choices
     assert uniform == dict.fromkeys((group.id for group in INVENTORY.groups), "2") | {"head": "6"}
     assert plan.next(scored(plan.batches)) == []
+
+
+def test_a_pair_is_swapped_together_at_level_3_and_apart_at_level_4() -> None:
+    swapped = {}
+    for level in (3, 4):
+        plan = ExhaustivePlan.of(INVENTORY, level, ["2"], HEAD, ROWS)
+        for mix in (mix for batch in plan.batches[1:] for mix in batch.mixes):
+            swapped[mix.name] = {key for key, choice in mix.choices.items() if choice == "2"}
+    assert swapped["1.attn.kv@2"] == {"1.attn.k", "1.attn.v"}
+    assert swapped["1.attn.v@2"] == {"1.attn.v"}
+    assert swapped["0.mlp.gate_up@2"] == {"0.mlp.gate", "0.mlp.up"}
+    # Routed experts have one width for gate and up at any level.
+    assert swapped["1.experts.gate_up@2"] == {"1.experts.gate_up"}
 
 
 def test_a_batch_is_asked_for_again_whole_until_every_mix_has_all_its_rows() -> None:

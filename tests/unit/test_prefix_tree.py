@@ -95,13 +95,13 @@ def test_states_follow_their_own_choices_in_any_order(batch_rows: int) -> None:
         step = LayerStep(states, edges)
         work = step.batches(batch_rows)
         for batch in draw.sample(work, len(work)):
-            factor = 3.0 ** batch.edge.choice.weights.count("2")
+            factor = 2.0 ** batch.edge.choice.weights.count("2")
             finished += step.run(batch, lambda hidden, factor=factor: hidden * factor)
         states = step.children
     assert finished == tree.layer_forwards
     for mix, (state, _) in zip(mixes, tree.leaves, strict=True):
         swapped = sum(mix.choices[group.id] == "2" for group in INVENTORY.groups)
-        assert states[state].unique().tolist() == [3.0**swapped]
+        assert states[state].unique().tolist() == [2.0**swapped]
 
 
 def test_peak_counts_parents_that_outlive_a_child() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exltune.errors import UsageError
-from exltune.inventory import inventory_from_config
+from exltune.inventory import groups_at_level, inventory_from_config
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.inventory import Inventory
 from exltune.search import SearchProblem, load_all_rules, load_rules, rules_mix, search_problem
@@ -70,13 +71,20 @@ def _space(kind: str, widths: tuple[float, ...]) -> SearchProblem:
 
 
 def _check_full(problem: SearchProblem, bits: dict[str, float]) -> None:
-    """Within the budget, and what is left is less than the smallest possible promotion."""
-    size, left = problem.sizes.group_bytes, problem.groups_budget_bytes - problem.groups_bytes(bits)
+    """Within the budget, pairs whole, and what is left is less than the smallest possible promotion."""
+    left = problem.groups_budget_bytes - problem.groups_bytes(bits)
+    pairs = {part.members: {bits[group] for group in part.members} for part in groups_at_level(problem.inventory, 3)}
     assert list(bits) == list(problem.group_ids)
     assert set(bits.values()) <= set(problem.widths)
     assert left >= 0
+    assert all(len(widths) == 1 for widths in pairs.values())
     for low, high in pairwise(problem.widths):
-        assert all(size(group, high) - size(group, low) > left for group, width in bits.items() if width == low)
+        assert all(_step(problem, pair, low, high) > left for pair, widths in pairs.items() if widths == {low})
+
+
+def _step(problem: SearchProblem, groups: Iterable[str], low: float, high: float) -> int:
+    size = problem.sizes.group_bytes
+    return sum(size(group, high) - size(group, low) for group in groups)
 
 
 _KINDS = st.sampled_from([kind for kind in _INVENTORIES if kind != "glm-4.7"])
@@ -178,9 +186,27 @@ def test_later_rules_override_field_by_field_and_matches_are_all_conditions() ->
     )
     sizes = _problem(inventory, 4.0, [2, 4, 6, 8]).sizes
     wanted = {group.id: 4.0 if group.role.part == "attn" else 2.0 for group in inventory.groups}
-    wanted |= {"6.attn.o": 8.0, "7.attn.o": 8.0, "0.attn.kv": 6.0, "1.attn.kv": 6.0}
+    wanted |= {"6.attn.o": 8.0, "7.attn.o": 8.0, "0.attn.v": 6.0, "1.attn.v": 6.0}
     target = sizes.mix_size(wanted | {"head": 6.0}).bpw
     assert rules_mix(_problem(inventory, target, [2, 4, 6, 8]), rules) == wanted
+
+
+def test_a_pair_climbs_as_one_until_a_rule_names_one_of_it() -> None:
+    space = _space("moe", (2.0, 3.0, 4.0))
+    step = {name: _step(space, [f"0.attn.{name}"], 2, 3) for name in ("k", "v")}
+    for roles, room, expected in (
+        (["attn.kv"], step["k"] + step["v"], {"0.attn.k": 3, "0.attn.v": 3}),
+        # Whatever is left goes to what comes first, as soon as it fits: not to half of a pair.
+        (["attn.kv"], step["k"] + step["v"] - 1, {"0.attn.k": 2, "0.attn.v": 2}),
+        (["attn.v"], step["v"], {"0.attn.k": 2, "0.attn.v": 3}),
+    ):
+        rules = _rules({"match": {"roles": roles}, "extra_bits": 1, "priority": 1})
+        problem = replace(space, groups_budget_bytes=space.groups_budget_bytes + room)
+        assert {group: rules_mix(problem, rules)[group] for group in expected} == expected
+    whole = replace(space, groups_budget_bytes=space.groups_budget_bytes + step["k"] + step["v"], keep_pairs=True)
+    rules = _rules({"match": {"roles": ["attn.v"]}, "min_bits": 3, "priority": 1})
+    bits = rules_mix(whole, rules)
+    assert (bits["0.attn.k"], bits["0.attn.v"]) == (3, 3)
 
 
 def test_bounds_hold_until_nothing_else_is_left() -> None:

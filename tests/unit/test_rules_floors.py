@@ -30,7 +30,7 @@ def _rules(*rules: dict[str, Any], name: str = "mine") -> Heuristics:
 
 
 def _by_role(found: dict[str, float], role: str) -> set[float]:
-    return {found.get(group.id, 0) for group in _MOE.groups if group.role.value == role}
+    return {found.get(group.id, 0) for group in _MOE.groups if role in (group.role, group.role.pair)}
 
 
 def test_what_counts_as_a_floor() -> None:
@@ -41,10 +41,11 @@ def test_what_counts_as_a_floor() -> None:
         {"match": {"roles": ["experts.down"]}, "extra_bits": 4, "max_bits": 3},
         {"match": {"roles": ["experts.gate_up"]}, "max_bits": 3, "priority": 1},
         {"match": {"roles": ["mlp.*"]}, "bits": 16},
+        {"match": {"roles": ["attn.v"]}, "bits": 3},
     )
     found = floors([rules], _MOE, _WIDTHS)
     expected = {
-        **{"attn.q": 6, "attn.kv": 6, "attn.o": 6, "shared.down": 3, "shared.gate_up": 4},
+        **{"attn.q": 6, "attn.k": 6, "attn.v": 3, "attn.o": 6, "shared.down": 3, "shared.gate_up": 4},
         **{"experts.down": 3, "experts.gate_up": 0, "mlp.gate_up": 6, "mlp.down": 6},
     }
     assert {role: _by_role(found, role) for role in expected} == {role: {bits} for role, bits in expected.items()}

@@ -32,7 +32,7 @@ GROUPS = [group.id for group in INVENTORY.groups]
 
 def problem_of(klds: dict[str, tuple[float, ...]], target: float) -> SearchProblem:
     """A problem with these swaps at 2, 3 and 4 bits, nats/token; groups that are not named have none at all."""
-    made = synthetic_measurement(INVENTORY, WIDTHS, (6.0,))
+    made = synthetic_measurement(INVENTORY, WIDTHS, (6.0,), level=4)
     groups = []
     for group in made.exltune.groups:
         values = klds.get(group.id, (0.0,) * 3)

@@ -32,8 +32,8 @@ def _interacting() -> Law:
     plain = random_law(seed=3)
     pairs = [(f"{layer}.experts.gate_up", f"{layer}.experts.down", 1.5) for layer in (1, 2)]
     pairs += [(f"{layer}.attn.q", f"{layer}.experts.down", 1.0) for layer in (1, 2)]
-    pairs += [(f"{layer}.attn.o", f"{layer}.attn.kv", -0.8) for layer in range(3)]
-    pairs += [("0.mlp.gate_up", "0.mlp.down", -1.0)]
+    pairs += [(f"{layer}.attn.o", f"{layer}.attn.{half}", -0.57) for layer in range(3) for half in "kv"]
+    pairs += [(f"0.mlp.{half}", "0.mlp.down", -0.71) for half in ("gate", "up")]
     assert {key for one, other, _ in pairs for key in (one, other)} <= set(plain.scales)
     return Law(plain.scales, gamma=0.8, pairs=pairs)
 
