@@ -40,32 +40,34 @@ QUANTS = QuantizeSettings(widths=(2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0), head_
 SAME_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 #: A head whose bits the search chooses.
 OPEN: Literal["auto"] = "auto"
+#: A measurement that scores every swap on all rows.
+EVERYTHING = Budget(everything=True)
 #: Scores are kept by so many rows; the first rung of the search set is one such piece.
 _PIECE = 64
 
 
-def prepare(model: str, reporter: Reporter) -> None:
+def prepare(model: str, reporter: Reporter, level: int = 3, budget: Budget = EVERYTHING) -> None:
     """Make a model's base quants and measurement, unless they are there."""
-    work = WORK / model
+    work, out = WORK / model, Stage(model, level, budget).file
     # Not asked for again once they are there: quantize refuses quants of another version of the code.
     if not all((work / "quants" / QUANTS.directory(bits)).is_dir() for bits in QUANTS.widths):
         quantize(ROOT / "models" / model, work / "quants", QUANTS, DEMO_DATA, reporter=reporter)
-    if not (work / "measurement.json").is_file():
-        measure(
-            ROOT / "models" / model,
-            work / "quants",
-            work / "measurement.json",
-            DEMO_DATA,
-            budget=Budget(everything=True),
-            reporter=reporter,
-        )
+    if not out.is_file():
+        measure(ROOT / "models" / model, work / "quants", out, DEMO_DATA, level=level, budget=budget, reporter=reporter)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One model with its measurement on the wide set of base quants."""
+    """One model with its measurement on the wide set of base quants, at a level and for a budget."""
 
     model: str
+    level: int = 3
+    budget: Budget = EVERYTHING
+
+    @property
+    def file(self) -> Path:
+        """The measurement's file."""
+        return WORK / self.model / f"measurement-l{self.level}{'' if self.budget.everything else '-part'}.json"
 
     @property
     def folder(self) -> Path:
@@ -75,7 +77,7 @@ class Stage:
     @cached_property
     def measurement(self) -> Measurement:
         """All widths and heads."""
-        return read_record(WORK / self.model / "measurement.json", Measurement)
+        return read_record(self.file, Measurement)
 
     @cached_property
     def tokens(self) -> dict[Split, Tensor]:
@@ -94,9 +96,9 @@ class Stage:
 
 
 @cache
-def stage_of(model: str) -> Stage:
-    """One stage for each model and process."""
-    return Stage(model)
+def stage_of(model: str, level: int = 3, budget: Budget = EVERYTHING) -> Stage:
+    """One stage for each measurement and process."""
+    return Stage(model, level, budget)
 
 
 def restricted(measurement: Measurement, widths: Sequence[float]) -> Measurement:
