@@ -70,8 +70,8 @@ def measure(
     for quant in quants:
         if f"uniform@{quant.choice}" in same:
             reporter.remark(f"{quant.path.name} is the reference itself: its KL is 0 by definition and is not scored")
-    plan = probe_plan(opened, level, quants, head, ids(tokens), budget or Budget(), same)
     probes = ProbeStore(database, probe_context(opened))
+    plan = probe_plan(opened, level, sizes, head, ids(tokens), budget or Budget(), probes, same)
     places = {quant.choice: quant.path.resolve() for quant in quants}
     job = WorkerJob(opened.name, model.resolve(), places, resources or Resources())
     with locked(out), _scorer(opened, job, ray, counts, reporter) as scorer:

@@ -15,6 +15,7 @@ from exltune.measure import (
     ProbePlan,
     QuantHead,
     QuantReference,
+    QuantSizes,
     plan_for,
     swap_units,
     tensor_salience,
@@ -26,6 +27,8 @@ from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import TensorSalience
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.provenance import ReferenceQuant
+from exltune.store.probes import ProbeStore, row_ids, rows_key
+from exltune.store.records import canonical
 
 #: The level at which tensors are looked at, and the rows of the search set whose inputs tell.
 SALIENCE_LEVEL, _SALIENCE_ROWS = 4, 16
@@ -36,15 +39,21 @@ _TIMED_ROWS = 4
 def probe_plan(
     engine: Engine,
     level: int,
-    quants: Sequence[BaseQuant],
+    quants: Sequence[QuantSizes],
     head: QuantHead,
     tokens: Tensor,
     budget: Budget,
+    store: ProbeStore,
     same: Collection[str] = (),
 ) -> ProbePlan:
-    """The plan for a budget; where that is hours, a pass over a few rows is timed first. Raises: UsageError."""
+    """The plan for a budget. Raises: UsageError.
+
+    Where that is hours, a pass over a few rows is timed first, and what it took is kept in the store: the same command
+    again, after a kill or on a busier machine, goes on with the same plan.
+    """
+    what = canonical([level, [quant.sha256 for quant in quants], budget.hours, rows_key(row_ids(tokens.numpy()))])
+    seconds = partial(store.timing, what, partial(seconds_per_pass, engine, tokens))
     bits = {quant.choice: quant.bits for quant in quants}
-    seconds = partial(_seconds_per_pass, engine, tokens)
     return plan_for(engine.inventory, level, bits, head, len(tokens), budget, seconds, same)
 
 
@@ -81,7 +90,7 @@ def saliences(engine: Engine, level: int, lowest: BaseQuant, tokens: Tensor) -> 
     return tensor_salience(inventory, engine.rfn(lowest.choice, keys), engine.capture(tokens[:_SALIENCE_ROWS], keys))
 
 
-def _seconds_per_pass(engine: Engine, tokens: Tensor) -> float:
+def seconds_per_pass(engine: Engine, tokens: Tensor) -> float:
     """Seconds of the reference model over all rows, from a few of them; its weights are at hand by then."""
     groups = (*engine.inventory.groups, engine.inventory.head)
     reference = Mix(name="reference", choices={group.id: REFERENCE for group in groups})

@@ -1,12 +1,13 @@
 """Tables of a probe store. What a probe depends on is in its key, by content; names are for people.
 
 contexts: the model and the code that scores it. mixes: what tells a mix from the reference, by content.
-token_rows: rows that were scored together, each known by the sha256 of its own tokens. scores: their sums.
+token_rows: rows that were scored together, each known by the sha256 of its own tokens. scores: their sums. timings:
+seconds of a pass, by what was to be measured in how many hours.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ForeignKey, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Column, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table, Text
 
 SCHEMA_VERSION = 1
 
@@ -50,5 +51,13 @@ scores = Table(
     Column("sums", LargeBinary, nullable=False),
 )
 
+timings = Table(
+    "timings",
+    _metadata,
+    Column("id", _SHA256, primary_key=True),
+    Column("seconds", Float(53), nullable=False),
+    Column("created", String(32), nullable=False),
+)
+
 #: In an order in which they can be made.
-TABLES = (version, contexts, mixes, token_rows, scores)
+TABLES = (version, contexts, mixes, token_rows, scores, timings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ from exltune.errors import DataError
 from exltune.schema.probe import ProbeContext, ProbedMix
 from exltune.schema.score import Score
 from exltune.store.database import Database
-from exltune.store.probe_tables import contexts, mixes, scores, token_rows
+from exltune.store.probe_tables import contexts, mixes, scores, timings, token_rows
 from exltune.store.records import canonical
 
 #: Sums of rows, (8, rows) ordered as PositionMetrics.stacked.
@@ -92,13 +92,34 @@ class ProbeStore:
         if not found:
             return
         packed, group = b"".join(rows), rows_key(rows)
-        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        now = _now()
         with self.database.writing() as connection:
             insert = self.database.insert_new
             insert(connection, contexts, [{"id": self.key, "content": self.context.model_dump_json()}])
             insert(connection, mixes, [{"id": mix_key(mix), "content": _swaps(mix)} for mix, _ in found])
             insert(connection, token_rows, [{"id": group, "row_length": row_length, "rows": packed}])
             insert(connection, scores, [self._score(mix, sums, group, now) for mix, sums in found])
+
+    def timing(self, what: str, measure: Callable[[], float]) -> float:
+        """Seconds of a pass for `what` in this context: as first measured, so that the same plan follows again."""
+        key = _sha256(canonical([self.key, what]).encode())
+        found = self._timed(key)
+        if found is None:
+            row = {"id": key, "seconds": measure(), "created": _now()}
+            with self.database.writing() as connection:
+                self.database.insert_new(connection, timings, [row])
+            found = self._timed(key)
+        assert found is not None, "it was written"
+        return found
+
+    def _timed(self, key: str) -> float | None:
+        with self.database.reading() as connection:
+            if connection is None:
+                return None
+            found: float | None = connection.execute(
+                select(timings.c.seconds).where(timings.c.id == key)
+            ).scalar_one_or_none()
+        return found
 
     def _score(self, mix: ProbedMix, sums: Sums, group: str, now: str) -> dict[str, Any]:
         key = {"context": self.key, "mix": mix_key(mix), "token_rows": group}
@@ -134,6 +155,10 @@ def _chunks(keys: Iterable[str]) -> Iterator[Sequence[str]]:
     distinct = list(dict.fromkeys(keys))
     for at in range(0, len(distinct), _AT_ONCE):
         yield distinct[at : at + _AT_ONCE]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _swaps(mix: ProbedMix) -> str:

@@ -140,3 +140,21 @@ def test_export_and_merge(store, tmp_path):
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     conflict = ("measurements", "merge", tmp_path / "all.db", tmp_path / "other.jsonl")
     fail(7, repr(lines[5]["mix"]["name"]), "different numbers", here=tmp_path, arguments=conflict)
+
+
+def test_hours_are_timed_once_and_the_plan_stays(moe_model, quants, data, tmp_path, monkeypatch):
+    """A busier machine or a kill must not make another plan of the same command."""
+    seconds = iter([3600 / 25, 3600 / 50])
+    monkeypatch.setattr("exltune.pipeline.measure_plan.seconds_per_pass", lambda engine, tokens: next(seconds))
+    store = tmp_path / "shared.db"
+
+    def asked(out, hours):
+        budget = ("--budget", hours, "--store", store)
+        return counts(succeed("measure", moe_model, "--quants", quants, "--out", tmp_path / out, *budget, *data))
+
+    scored = asked("first.json", "1h")[1]
+    assert 0 < scored < 54
+    assert asked("again.json", "1h") == (scored, 0)
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "first.json").read_bytes()
+    # Other hours are another question, and are timed anew.
+    assert sum(asked("longer.json", "2h")) > scored
