@@ -14,9 +14,9 @@ import pytest
 from scipy.stats import sem
 
 from exltune.budget import SizeModel
-from exltune.inventory import inventory_from_config
+from exltune.inventory import groups_at_level, inventory_from_config
 from exltune.pipeline.best_rule import best_rule
-from exltune.pipeline.heat_map import folded, heat_map, layer_ranges
+from exltune.pipeline.heat_map import cells, folded, heat_map, layer_ranges
 from exltune.pipeline.palette import bit_colour
 from exltune.pipeline.plots import explanation_png
 from exltune.schema.explain import Explanation, GroupBits, Prediction
@@ -63,7 +63,8 @@ def test_what_was_bought(measured: Measurement, sizes: SizeModel) -> None:
         assert step.kld_per_mib == pytest.approx(step.kld_nats / (step.size_bytes / _MIB))
         difference = np.subtract(low.kld_rows, high.kld_rows)
         assert step.kld_se_nats == pytest.approx(sem(difference))
-        assert np.mean(difference) == pytest.approx(step.kld_nats)
+        # The law that estimates both holds near what their rows say.
+        assert np.mean(difference) == pytest.approx(step.kld_nats, rel=0.05)
     # Without a model the measurement's own sizes say the same.
     assert steps_taken(measured, bits, None) == found
 
@@ -105,6 +106,17 @@ def test_changes_between_mixes(sizes: SizeModel) -> None:
     }
 
 
+def test_a_pair_that_changes_alike_is_one_change(sizes: SizeModel) -> None:
+    alike, apart = _bits(sizes, g0_attn_k=4, g0_attn_v=4), _bits(sizes, g0_attn_v=4)
+    (change,) = changes(alike, _bits(sizes), sizes)
+    added = sum(sizes.group_bytes(f"0.attn.{half}", 4) - sizes.group_bytes(f"0.attn.{half}", 2) for half in "kv")
+    assert (change.id, change.role, change.bits_there, change.bits_here) == ("0.attn.kv", "attn.kv", 2, 4)
+    assert change.size_bytes == added
+    assert [one.id for one in changes(apart, _bits(sizes), sizes)] == ["0.attn.v"]
+    # Here they agree and there they do not.
+    assert [one.id for one in changes(alike, apart, sizes)] == ["0.attn.k"]
+
+
 def _recipe_of_search(choices: dict[str, str], measured: Measurement, standings: list[dict[str, Any]]) -> Recipe:
     rows = [{"choices": choices, "size_bytes": 1, "bpw": 3.0, **row} for row in standings]
     search = {"outcome": "search-law", "searched": True, "passes": 1.0, "rounds": [], "standings": rows}
@@ -141,7 +153,8 @@ def test_without_a_search_the_measurement_predicts_the_best_rule(measured: Measu
     found = best_rule(bits, recipe, load_all_rules(), sizes, measured)
     assert found is not None
     assert found.judged_by == "predicted"
-    there = bits | {change.id: change.bits_there for change in found.changes}
+    parts = {part.id: part.members for level in (3, 4) for part in groups_at_level(sizes.inventory, level)}
+    there = bits | {member: change.bits_there for change in found.changes for member in parts[change.id]}
     used = sum(sizes.group_bytes(group, width) for group, width in there.items())
     budget = sum(sizes.group_bytes(group, width) for group, width in bits.items())
     assert budget - 16 * 1024 < used <= budget
@@ -162,13 +175,29 @@ def _explanation(*groups: GroupBits, **changed: Any) -> Explanation:
 
 
 def test_layers_with_the_same_bits_share_a_row() -> None:
-    cells = [_cell(layer, "experts.down", 3 if layer < 2 or layer == 90 else 2) for layer in range(92)]
-    roles, rows = heat_map([_cell(0, "mlp.down", 4), _cell(0, "attn.q", 5), *cells])
+    downs = [_cell(layer, "experts.down", 3 if layer < 2 or layer == 90 else 2) for layer in range(92)]
+    roles, rows = heat_map([_cell(0, "mlp.down", 4), _cell(0, "attn.q", 5), *downs])
     assert roles == ("attn.q", "mlp.down", "experts.down")
     assert [layers for layers, _ in folded(rows)] == ["0", "1", "2-89", "90", "91"]
     assert rows[0] == (5, 4, 3)
     assert rows[1] == (None, None, 3)
     assert layer_ranges([7, 0, 1, 2, None, 5]) == "0-2, 5, 7"
+
+
+def test_pairs_are_a_column_until_something_tells_them_apart() -> None:
+    groups = [
+        _cell(layer, f"attn.{name}", 3).model_copy(update={"size_bytes": 5}) for layer in (0, 1) for name in "qkv"
+    ]
+    together = cells(groups)
+    assert [cell.id for cell in together] == ["0.attn.q", "0.attn.kv", "1.attn.q", "1.attn.kv"]
+    assert [cell.size_bytes for cell in together] == [5, 10, 5, 10]
+    assert heat_map(together)[0] == ("attn.q", "attn.kv")
+    # One layer that tells them apart does for all, and so does a measurement.
+    split = [*groups[:-1], groups[-1].model_copy(update={"bits": 4.0})]
+    assert cells(split) == tuple(split)
+    assert cells(groups, {group.id for group in groups}) == tuple(groups)
+    assert cells(groups, {"0.attn.q"}) == together
+    assert heat_map(cells(split)) == (("attn.q", "attn.k", "attn.v"), {0: (3, 3, 3), 1: (3, 3, 4)})
 
 
 def test_every_width_has_a_colour_of_its_own() -> None:
