@@ -22,6 +22,11 @@ Time = Annotated[
     str | None, typer.Option("--time", help="Stop searching after so long, such as 2h or 45m.", show_default=False)
 ]
 
+KeepFused = Annotated[
+    bool,
+    typer.Option("--keep-fused", help="Equal bits for k and v, and for gate and up: exllamav3 fuses only such pairs."),
+]
+
 
 def optimize(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What measure wrote.")],
@@ -47,6 +52,7 @@ def optimize(
         list[str] | None,
         typer.Option("--floor", help="Rules (a name or a file) that no mix may fall below; repeatable."),
     ] = None,
+    keep_fused: KeepFused = False,
     front: Annotated[
         str | None,
         typer.Option("--front", help="Further targets in bpw, such as 2.6,3,4.", show_default=False),
@@ -87,6 +93,7 @@ def optimize(
             cache=memory.cache_or_auto(cache),
             head=options.parse_head(head_bits),
             floors=_floors(floor or []),
+            keep_fused=keep_fused,
         )
         found = run(
             file,

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-from exltune.budget import SizeModel, linear_bytes
+from exltune.budget import SizeModel
 from exltune.build import resolve_recipe
 from exltune.errors import QuantMismatchError, RecipeError
 from exltune.exl3.codebooks import Codebook
 from exltune.inventory import inventory_from_config
 from exltune.pipeline.best_rule import best_rule
+from exltune.pipeline.fused import unfused_note
+from exltune.pipeline.heat_map import cells
 from exltune.pipeline.plots import explanation_png
 from exltune.pipeline.recipe_model import config_of_recipe
 from exltune.schema.explain import Explanation, GroupBits, Prediction
@@ -93,13 +95,13 @@ class _Subject:
             size_bytes=detail.size_bytes if detail is not None else None,
             left_bytes=left,
             widths=tuple(sorted({group.bits for group in groups})),
-            groups=groups,
+            groups=cells(groups, self._measured_alone()),
             bought=steps,
             upgrades=beyond,
             rule=best_rule(bits, self.recipe, known, self.sizes, self.measurement),
             predictions=_predictions(detail),
             front=search.front if search is not None else (),
-            notes=self._notes(search, left),
+            notes=(*self._notes(search, left), *self._unfused(bits, search)),
         )
 
     @cached_property
@@ -136,6 +138,15 @@ class _Subject:
                 fix="Give the measurement that the recipe was made from",
             )
 
+    def _measured_alone(self) -> set[str]:
+        units = () if self.measurement is None else self.measurement.exltune.groups
+        return {unit.id for unit in units if unit.members == (unit.id,)}
+
+    def _unfused(self, bits: Mapping[str, float], search: SearchDetail | None) -> tuple[str, ...]:
+        """What the mix gives up, where the search does not say so already."""
+        notes = () if self.sizes is None else unfused_note(bits, self.sizes)
+        return tuple(note for note in notes if search is None or note not in search.warnings)
+
     def _left_bytes(self, groups: Sequence[GroupBits]) -> int | None:
         """What groups and head leave of their budget."""
         if self.sizes is None or self.recipe.target_bpw is None:
@@ -166,16 +177,12 @@ class _Subject:
 
 
 def _groups_of_model(inventory: Inventory, bits: Mapping[str, float], codebook: Codebook) -> tuple[GroupBits, ...]:
-    specs = {spec.key: spec for spec in inventory.linears}
+    sizes = SizeModel(inventory, codebook)
     found = []
     for group in inventory.groups:
-        members = [specs[key] for key in group.tensors]
-        weighted = sum(spec.in_features * spec.out_features * bits[spec.key] for spec in members)
-        size = sum(linear_bytes(spec, bits[spec.key], codebook) for spec in members)
-        cell = GroupBits(
-            id=group.id, role=group.role.value, layer=group.layer, bits=weighted / group.numel, size_bytes=size
-        )
-        found.append(cell)
+        width = bits[group.tensors[0]]
+        size = sizes.group_bytes(group.id, width)
+        found.append(GroupBits(id=group.id, role=group.role.value, layer=group.layer, bits=width, size_bytes=size))
     return tuple(found)
 
 

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
 
 from exltune.schema.explain import GroupBits
-from exltune.schema.inventory import Role
+from exltune.schema.inventory import PAIRS, Role
 
-_ORDER = {role.value: place for place, role in enumerate(Role)}
+_ORDER = {name: place for place, role in reversed(list(enumerate(Role))) for name in (role.value, role.pair)}
 
 #: Bits of every role in one layer; None where the layer has no such group.
 Row = tuple[float | None, ...]
+
+
+def cells(groups: Sequence[GroupBits], measured_alone: Collection[str] = ()) -> tuple[GroupBits, ...]:
+    """Groups as cells: k and v, or gate and up, in one where their bits agree in all layers and nobody told them apart.
+
+    measured_alone: ids of groups that were swapped each on its own.
+    """
+    pairs: dict[tuple[int | None, str], list[GroupBits]] = {}
+    for group in groups:
+        pairs.setdefault((group.layer, PAIRS.get(group.role, group.role)), []).append(group)
+    apart = {
+        role
+        for (_, role), some in pairs.items()
+        if len({one.bits for one in some}) > 1 or (len(some) > 1 and some[0].id in measured_alone)
+    }
+    found: list[GroupBits] = []
+    for (layer, role), some in pairs.items():
+        found += some if len(some) == 1 or role in apart else [_one(layer, role, some)]
+    return tuple(found)
+
+
+def _one(layer: int | None, role: str, some: Sequence[GroupBits]) -> GroupBits:
+    sizes = [one.size_bytes for one in some if one.size_bytes is not None]
+    total = sum(sizes) if len(sizes) == len(some) else None
+    return GroupBits(id=f"{layer}.{role}", role=role, layer=layer, bits=some[0].bits, size_bytes=total)
 
 
 def heat_map(groups: Sequence[GroupBits]) -> tuple[tuple[str, ...], dict[int, Row]]:

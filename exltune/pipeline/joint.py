@@ -54,6 +54,7 @@ class Joint:
     """One measurement's law over all groups, every measured head and every measured cache; made once, then asked.
 
     head_bits: of the head where it is not open; None for the measurement's. head_open: whether it is chosen too.
+    keep_pairs: as of a SearchProblem.
     Raises: UsageError for a head or a cache that was not measured.
     """
 
@@ -65,6 +66,7 @@ class Joint:
         head_bits: float | None = None,
         head_open: bool = False,
         rules: Sequence[Heuristics] = (),
+        keep_pairs: bool = False,
     ) -> None:
         self.profile, sizes = profile, profile.sizes
         self.heads = heads_of(measurement)
@@ -87,6 +89,7 @@ class Joint:
                 *(cache_unit(key, dict.fromkeys(bits, 0)) for key, bits in self._caches.items()),
             ],
             floors=floors(rules, profile.inventory, self.widths),
+            keep_pairs=keep_pairs,
         )
         self.law = Surrogate(self.problem)
         self._energies = self.law.energies()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from exltune.errors import NonFiniteError, UsageError
 from exltune.inventory import read_config
 from exltune.pipeline.base_quants import paths_of
 from exltune.pipeline.data import check_tokens, ids, token_sets
+from exltune.pipeline.fused import unfused_note
 from exltune.pipeline.jobs import job_hash
 from exltune.pipeline.measured import quants_at_hand
 from exltune.pipeline.reporter import Reporter, Silent, tell_peaks
@@ -20,7 +21,7 @@ from exltune.pipeline.space import Asked, Space, search_space
 from exltune.pipeline.standings import SEARCHED, all_candidates, standings
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import Measurement
-from exltune.schema.mix import CACHE_K, CACHE_V
+from exltune.schema.mix import CACHE_K, CACHE_V, Choice
 from exltune.schema.recipe import Recipe, RecipeDetail
 from exltune.schema.search import FrontPoint, SearchDetail, Standing
 from exltune.schema.tokens import Split
@@ -229,7 +230,7 @@ class _Run:
             exponents=outcome.law.exponents(),
             dropped=outcome.dropped,
             front=front,
-            warnings=self.warnings,
+            warnings=(*self.warnings, *self._unfused(ranked[0].choices)),
         )
 
     def _recipe(self, space: Space, ranked: Sequence[Standing], detail: SearchDetail) -> Recipe:
@@ -255,6 +256,10 @@ class _Run:
                 provenance=self.measurement.exltune.provenance,
             ),
         )
+
+    def _unfused(self, choices: Mapping[str, Choice]) -> tuple[str, ...]:
+        problem = self.problems[0]
+        return unfused_note({group: float(choices[group]) for group in problem.group_ids}, problem.sizes)
 
     def _storage_url(self) -> str:
         return self.settings.storage or f"sqlite:///{self.out.with_suffix('.search.db').resolve()}"

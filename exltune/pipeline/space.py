@@ -25,7 +25,8 @@ AUTO: Literal["auto"] = "auto"
 class Asked:
     """What a mix is wanted for. cache, head: given, or AUTO for the search to choose (None: measurement's, fp16).
 
-    use.cache is ignored in favour of cache. floors: rule files as hard floors.
+    use.cache is ignored in favour of cache. floors: rule files as hard floors. keep_fused: whether k and v, and gate
+    and up, must have equal bits.
     """
 
     limits: Limits
@@ -33,6 +34,7 @@ class Asked:
     cache: CacheBits | Literal["auto"] | None = None
     head: float | Literal["auto"] | None = None
     floors: tuple[Heuristics, ...] = ()
+    keep_fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,14 @@ def _cache_of(space: Space) -> CacheBits:
 def _best_cache(profile: ModelProfile, measurement: Measurement, asked: Asked) -> CacheBits:
     """The cache of the exact joint optimum."""
     head_bits = None if asked.head == AUTO else asked.head
-    joint = Joint(profile, measurement, head_bits=head_bits, head_open=asked.head == AUTO, rules=asked.floors)
+    joint = Joint(
+        profile,
+        measurement,
+        head_bits=head_bits,
+        head_open=asked.head == AUTO,
+        rules=asked.floors,
+        keep_pairs=asked.keep_fused,
+    )
     return joint.best(asked.limits, asked.use).cache
 
 
@@ -92,6 +101,7 @@ def _space(profile: ModelProfile, measurement: Measurement, asked: Asked, cache:
         extras=extras,
         wider=_wider(profile, measurement, asked, heads, head_bits, extras, traded),
         floors=floors(asked.floors, profile.inventory, widths),
+        keep_pairs=asked.keep_fused,
     )
     budget = Budget(
         binding=made.binding,

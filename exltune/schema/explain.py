@@ -7,7 +7,7 @@ from exltune.schema.search import FrontPoint
 
 
 class GroupBits(Record):
-    """One cell of the heat map. bits: the mean over weights where a group's linears differ (k and v may)."""
+    """One cell of the heat map: a group, or a pair (`3.attn.kv`) that has the same bits."""
 
     id: str
     role: str

@@ -6,6 +6,7 @@ from exltune.search.knapsack import Option, solve_knapsack
 from exltune.search.knobs import SAMPLERS, Knobs, rule_bits, sampler
 from exltune.search.loop import Proposal, Search, SearchSettings
 from exltune.search.makers import MAKERS
+from exltune.search.pairs import unfused
 from exltune.search.problem import SearchProblem, Unit, UnitOption, cache_unit, head_unit, search_problem
 from exltune.search.proposals import PROPOSERS, Proposer, propose
 from exltune.search.rule_floors import floors
@@ -51,5 +52,6 @@ __all__ = [
     "solve_knapsack",
     "storage_errors",
     "strategy_within",
+    "unfused",
     "unmatched",
 ]

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from exltune.budget import SizeModel
+from exltune.inventory import groups_at_level
 from exltune.schema.explain import Change, Step
 from exltune.schema.measurement import MeasuredGroup, Measurement, Probe
 from exltune.schema.mix import REFERENCE
@@ -40,19 +41,26 @@ def steps_beyond(
 
 
 def changes(here: Mapping[str, float], there: Mapping[str, float], sizes: SizeModel) -> tuple[Change, ...]:
-    """Groups that two mixes give different bits, in forward order."""
-    return tuple(
-        Change(
-            id=group.id,
-            role=group.role.value,
-            layer=group.layer,
-            bits_there=there[group.id],
-            bits_here=here[group.id],
-            size_bytes=sizes.group_bytes(group.id, here[group.id]) - sizes.group_bytes(group.id, there[group.id]),
-        )
-        for group in sizes.inventory.groups
-        if here[group.id] != there[group.id]
-    )
+    """Groups that two mixes give different bits, in forward order; k and v, or gate and up, as one where both agree."""
+    alone = {part.id: part for part in groups_at_level(sizes.inventory, 4)}
+    found = []
+    for pair in groups_at_level(sizes.inventory, 3):
+        together = all(len({bits[member] for member in pair.members}) == 1 for bits in (here, there))
+        for part in [pair] if together else [alone[member] for member in pair.members]:
+            first = part.members[0]
+            if here[first] != there[first]:
+                now, before = (sum(sizes.group_bytes(one, bits[one]) for one in part.members) for bits in (here, there))
+                found.append(
+                    Change(
+                        id=part.id,
+                        role=str(part.role),
+                        layer=part.layer,
+                        bits_there=there[first],
+                        bits_here=here[first],
+                        size_bytes=now - before,
+                    )
+                )
+    return tuple(found)
 
 
 class _Ladder:

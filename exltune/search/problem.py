@@ -14,6 +14,7 @@ from exltune.schema.inventory import Inventory, Role
 from exltune.schema.measurement import MeasuredGroup, Measurement
 from exltune.schema.mix import Choice, Mix, choice_of_bits
 from exltune.schema.seed import Seed
+from exltune.search.pairs import kept_whole
 
 
 @dataclass(frozen=True)
@@ -211,15 +212,18 @@ def search_problem(
     wider: Sequence[Unit] = (),
     floors: Mapping[str, float] | None = None,
     groups_budget_bytes: int | None = None,
+    keep_pairs: bool = False,
 ) -> SearchProblem:
     """The problem for a target in exllamav3's bpw; groups_budget_bytes: where it follows from something else.
 
+    keep_pairs: units that were measured apart become one.
     Raises: BudgetError naming the smallest and largest possible bpw, UsageError for a measurement of another model
     and for floors above every width.
     """
     sizes, available = SizeModel(inventory, codebook), tuple(sorted(set(widths)))
     if measurement is not None:
         _check_measurement(inventory, measurement)
+        measurement = kept_whole(measurement, inventory) if keep_pairs else measurement
     for group, least in (floors or {}).items():
         if least > available[-1]:
             raise UsageError(f"the floor of {group} is {least:g} bits, the highest base quant has {available[-1]:g}")
@@ -234,6 +238,7 @@ def search_problem(
         extras=dict(extras or {}),
         wider=tuple(wider),
         floors=dict(floors or {}),
+        keep_pairs=keep_pairs,
     )
     problem.check_floors()
     return problem

@@ -56,7 +56,10 @@ def test_json_has_what_the_terminal_shows(recipe: Path) -> None:
     shown = outcome.stdout
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     bits = {group["id"]: group["bits"] for group in found["groups"]}
-    assert bits == {name: float(choice) for name, choice in content["exltune"]["choices"].items() if name != "head"}
+    units = {unit["id"]: unit["members"] for unit in json.loads(MEASUREMENT.read_text())["exltune"]["groups"]}
+    assert [part for part in bits if part.startswith("1.")] == [part for part in units if part.startswith("1.")]
+    chosen = {member: bits[unit] for unit, members in units.items() for member in members}
+    assert chosen == {name: float(choice) for name, choice in content["exltune"]["choices"].items() if name != "head"}
     for layer in range(4):
         assert _row(shown, f"{layer}│", *(f"{width:g}" for name, width in bits.items() if name.startswith(f"{layer}.")))
     for step in found["bought"][:12]:

@@ -27,7 +27,10 @@ from exltune.pipeline.report.scales import (
 from exltune.schema.report import Report, ReportGroup, ReportProbe
 
 #: Marks by role, so that colour is never all that tells them apart.
-SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon")
+SYMBOLS = (
+    *("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon"),
+    *("triangle-left", "triangle-right", "pentagon", "hourglass", "bowtie"),
+)
 
 #: Numbers stand in the cells, and names under the points, up to so many columns.
 _FEW_COLUMNS, _FEW_GROUPS = 14, 64

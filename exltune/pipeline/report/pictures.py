@@ -27,7 +27,7 @@ _DPI = 120
 #: Inches: a cell of the heat map at most and at least, its height, what stands around a map, and a plain plot.
 _CELL_WIDTH, _LEAST_CELL_WIDTH, _CELL_HEIGHT, _AROUND = 0.5, 0.11, 0.24, (2.2, 0.75)
 _PLOT = (9.0, 4.8)
-_MARKS = "osD^v<>P*X"
+_MARKS = "osD^v<>P*XphH8d"
 _SMALL = 7
 #: Half widths of 95 % intervals in standard errors.
 _HALF_WIDTH = 1.96

@@ -22,7 +22,7 @@ KLD = "KL(reference‖mix), nats/token"
 _EDGE = 0.5
 _NOTHING = 1e-9
 
-_PLACE = {role.value: place for place, role in enumerate(Role)}
+_PLACE = {name: place for place, role in reversed(list(enumerate(Role))) for name in (role.value, role.pair)}
 _PART_PLACE = {role.part: place for place, role in reversed(list(enumerate(Role)))}
 
 
