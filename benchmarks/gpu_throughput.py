@@ -3,8 +3,8 @@
     python benchmarks/gpu_throughput.py [--config tests/fixtures/configs/glm-4.7.json --layers 3] [--work DIR] [--out F]
 
 Some layers of a model are written with random weights and random base quants: timing needs no more. 3 layers of GLM-4.7
-are here one dense and two of 160 experts, with 32768 of its words: 33 GB on disk, all told. Printed as JSON, every figure
-with those that it follows from:
+are here one dense and two of 160 experts, with 32768 of its words: 33 GB on disk, all told. Printed as JSON, every
+figure with those that it follows from:
 scoring: one mix, and 32 random ones in one pass, against reading the same weights and doing nothing with them.
 serving: prefill and decode of the uniform 3-bit quant and of two mixes of the same bytes: one of layers at 2 and at 4
 bits, whose kernels stay fused, and one whose k and v, gate and up differ.
