@@ -20,6 +20,9 @@ from exltune.schema.score import Score
 
 Open = Callable[[TinyModel], Engine]
 
+#: What one token at another expert may do to a row's mean, in nats/token.
+_STRAY = 0.2
+
 
 def uniform(model: TinyModel, choice: str, **changes: str) -> Mix:
     """All groups at one choice but for the changes (`**{"1.attn.q": "2"}`)."""
@@ -103,8 +106,9 @@ class ScoreContract:
                 ("kl_mix_ref", self.tolerance),
                 ("nll", self.nll_tolerance),
             ):
-                expected_mean = expected[field] / score.positions
-                torch.testing.assert_close(per_token(score, field), expected_mean, rtol=0, atol=tolerance)
+                errors = (per_token(score, field) - expected[field] / score.positions).abs()
+                assert int((errors > tolerance).sum()) <= self.stray_rows
+                assert errors.max() <= (_STRAY if self.stray_rows else tolerance)
             moved = (torch.tensor(score.top_k) - expected["top_k"]).abs().sum(-1) / (tokens.numel() - len(tokens))
             assert moved.max() <= self.flips
 
@@ -123,6 +127,7 @@ class ScoreContract:
             for field, tolerance in (("kl_ref_mix", self.tolerance), ("nll", self.nll_tolerance)):
                 errors = (per_token(score, field) - expected[field] / score.positions).abs()
                 assert int((errors > tolerance).sum()) <= self.stray_rows
+                assert errors.max() <= (_STRAY if self.stray_rows else tolerance)
         assert engine.score([uniform(model, "3")], tokens)[0].kl_ref_mix == (0.0,) * len(tokens)
         assert set(engine.rfn("3").values()) == {0.0}
         with pytest.raises(NotAModelError, match="before they were quantized"):
