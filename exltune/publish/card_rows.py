@@ -37,7 +37,7 @@ def check_comparable(evaluations: Sequence[tuple[Path, Evaluation]]) -> None:
         ours, theirs = first.provenance, other.provenance
         if ours.model_sha256 != theirs.model_sha256:
             raise QuantMismatchError(
-                f"KL in it is against {_reference(theirs)}, and in {first_file} against {_reference(ours)}",
+                f"its KL is against another model, {_reference(theirs)}, than that of {first_file}, {_reference(ours)}",
                 where=str(file),
                 fix="Make a card for each, or evaluate all quants against one reference",
             )
@@ -51,7 +51,7 @@ def check_comparable(evaluations: Sequence[tuple[Path, Evaluation]]) -> None:
 
 def _reference(noted: Provenance) -> str:
     kind = "" if noted.reference is None else f", a quant of {noted.reference.bpw:.2f} bpw"
-    return f"{noted.model_path}{kind}"
+    return f"{noted.model_path} (sha256 {noted.model_sha256[:8]}{kind})"
 
 
 def card_row(row: EvaluationRow, facts: QuantFacts | None) -> CardRow:

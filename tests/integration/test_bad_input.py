@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import exltune, fail, largest_file, succeed, write_recipe
+from command_line import contents, exltune, fail, largest_file, succeed, write_recipe
 from real_models import GLM4_MOE, LLAMA, write_model, write_text
 from safetensors.torch import load_file, save_file
 
@@ -217,8 +217,11 @@ def test_quants_made_otherwise_are_kept(moe_model, copies, data, tmp_path):
     other = ("--rows", "64", "--row-length", "32", *data[:3])
     fail(8, "2bpw_H6", "otherwise", here=tmp_path, arguments=(*quantize, *other))
     fail(8, "2bpw_H6", here=tmp_path, arguments=(*quantize, *data, "--codebook", "mcg"))
+    # Without a note of ours it is somebody else's quant of this model, and stays.
     (copies / "2bpw_H6" / "exltune.json").unlink()
-    fail(8, "2bpw_H6", here=tmp_path, arguments=(*quantize, *data))
+    before = contents(tmp_path)
+    assert "Taking 2bpw_H6 as it is" in exltune(*quantize, *data).stderr
+    assert contents(tmp_path) == before
 
 
 def test_quants_of_another_model(moe_model, quants, copies, measurement, data, tmp_path):
@@ -252,8 +255,10 @@ def test_folders_without_usable_quants(moe_model, copies, data, tmp_path):
     fail(6, "no such directory", here=tmp_path, arguments=(*measure, tmp_path / "absent"))
     fail(6, "no base quants", here=tmp_path, arguments=(*measure, moe_model))
     fail(6, "no EXL3", here=tmp_path, arguments=(*evaluate, moe_model))
-    for arguments in commands_on(copies / "3bpw_H6", copies, data, tmp_path)[1:]:
+    _, quantize, as_reference, _, tune = commands_on(copies / "3bpw_H6", copies, data, tmp_path)
+    for arguments in (quantize, tune):
         fail(10, "3bpw_H6", "is an EXL3 quant", "unquantized", here=tmp_path, arguments=arguments)
+    fail(6, "4bpw_H6", "more than the reference", "3bpw_H6", here=tmp_path, arguments=as_reference)
     fail(2, "twice", here=tmp_path, arguments=(*evaluate, copies / "2bpw_H6", copies / ".." / "copies" / "2bpw_H6"))
     shutil.copytree(copies / "3bpw_H6", copies / "again")
     fail(6, "3bpw_H6 and again", "3 bits", here=tmp_path, arguments=(*measure, copies))

@@ -13,10 +13,12 @@ import yaml
 from command_line import EXECUTABLE, contents, exltune, start, succeed
 from safetensors.torch import load_file
 
+from exltune.inventory import groups_at_level, load_inventory
+
 COMMANDS = ("inspect", "quantize", "measure", "optimize", "explain", "build", "evaluate", "tune", "demo")
 ROW = {
     *("name", "path", "size_bytes", "bpw", "head_bpw", "kl_quant_ref", "kl_quant_ref_se", "kl_ref_quant"),
-    *("kl_ref_quant_se", "perplexity", "top_1", "top_2", "top_3", "top_4", "top_5", "tokens"),
+    *("kl_ref_quant_se", "perplexity", "top_1", "top_2", "top_3", "top_4", "top_5", "tokens", "is_reference"),
 }
 HELD_OUT_TOKENS = 12 * 31
 PASSES = 6
@@ -104,8 +106,10 @@ def test_quantize_writes_what_it_says_and_keeps_what_is_there(moe_model, quants,
 def test_measure_at_level_3(moe_model, quants, measurement):
     content = json.loads(measurement.read_text())
     detail = content["exltune"]
-    groups = succeed("inspect", moe_model)["groups"][:-1]
-    assert [group["id"] for group in detail["groups"]] == [group["id"] for group in groups]
+    parts = groups_at_level(load_inventory(moe_model), 3)
+    assert [group["id"] for group in detail["groups"]] == [part.id for part in parts]
+    members = [member for group in detail["groups"] for member in group["members"]]
+    assert members == [group["id"] for group in succeed("inspect", moe_model)["groups"][:-1]]
     assert detail["quants"] == {bits: str(quants / f"{bits}bpw_H6") for bits in ("2", "3", "4")}
     assert content["base"]["dir"] == detail["quants"]["2"]
     assert content["base_kld"] == detail["mixes"][0]["kl_ref_quant"] > detail["mixes"][2]["kl_ref_quant"] > 0
