@@ -69,7 +69,7 @@ def main() -> None:
         for level in LEVELS:
             prepare(model, RichReporter(), level, budget)
             print(f"{model} l{level}: {_cost(model, level, budget)}", flush=True)
-    cells = [(m, d, s) for m in arguments.models for d in arguments.deltas for s in range(arguments.seeds)]
+    cells = [(m, d, s) for s in range(arguments.seeds) for d in arguments.deltas for m in arguments.models]
     tasks = [Task(m, d, level, s, arguments.budget) for m, d, s in cells for level in LEVELS]
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"), initializer=_alone) as pool:
         rows = list(pool.map(run, tasks))

@@ -16,6 +16,7 @@ import torch
 
 from exltune.budget import Limits, ModelProfile, SizeModel
 from exltune.budget.limits import weights_budget
+from exltune.engines.base import ScoreStats
 from exltune.errors import BudgetError, NonFiniteError
 from exltune.inventory import groups_at_level, inventory_from_config
 from exltune.pipeline.reporter import Silent
@@ -198,6 +199,7 @@ class LawEngine:
     name: str = "law"
     model_dir: Path = Path()
     positions: int = 10
+    stats: ScoreStats = field(default_factory=ScoreStats)
 
     def score(self, mixes: Sequence[Mix], tokens: torch.Tensor, progress: Any = None) -> list[Score]:
         """As engines do; all of a batch is lost where one of it is not finite."""

@@ -89,7 +89,8 @@ def parse_level(text: str) -> int:
     if text not in levels:
         raise UsageError(
             f"there is no level {text!r}",
-            fix="Choose l0 (layers), l1 (attention and MLP), l2 (their parts), l3 (groups that share bits) or l4",
+            fix="Choose l0 (layers), l1 (attention and MLP), l2 (their parts), l3 (their projections) or l4 (k and v, "
+            "gate and up apart)",
         )
     return levels[text]
 
@@ -202,8 +203,8 @@ Level = Annotated[
     typer.Option(
         "--level",
         "-l",
-        help="l0: layers; l1: attention, MLP; l2: their parts; l3: q, k+v, o, gate+up, down; "
-        "l4: as l3, with each tensor's salience. Also -l0 .. -l4.",
+        help="l0: layers; l1: attention, MLP; l2: their parts; l3: q, k+v, o, gate+up, down; l4: k, v, gate, up apart "
+        "(not of routed experts), and each tensor's salience. Also -l0 .. -l4.",
     ),
 ]
 TargetBpw = Annotated[
