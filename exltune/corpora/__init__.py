@@ -5,7 +5,7 @@ from exltune.corpora.sample import Sample
 from exltune.corpora.sharp import small_model_documents
 from exltune.corpora.sources import read_sources
 from exltune.corpora.token_sets import Cuts, TokenSet, make_token_sets
-from exltune.corpora.tokenizer import ModelTokenizer
+from exltune.corpora.tokenizer import ModelTokenizer, check_same_tokenizer
 
 __all__ = [
     "Cuts",
@@ -13,6 +13,7 @@ __all__ = [
     "ModelTokenizer",
     "Sample",
     "TokenSet",
+    "check_same_tokenizer",
     "make_token_sets",
     "read_sources",
     "read_texts",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from exltune.corpora.chat_template import ChatTemplate
-from exltune.errors import CorruptFileError, DataError
+from exltune.errors import CorruptFileError, DataError, QuantMismatchError
+
+#: In a model's directory.
+TOKENIZER_FILE = "tokenizer.json"
 
 
 class ModelTokenizer:
@@ -61,12 +64,35 @@ class ModelTokenizer:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
+def check_same_tokenizer(model: Path, quant: Path) -> None:
+    """Check that a quant's tokenizer, where it has one, gives the model's tokens.
+
+    Raises: QuantMismatchError naming a token, CorruptFileError.
+    """
+    files = [folder / TOKENIZER_FILE for folder in (model, quant)]
+    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return
+    ours, theirs = (load_tokenizer(folder).get_vocab(with_added_tokens=True) for folder in (model, quant))
+    for token in sorted(ours.keys() | theirs.keys()):
+        if ours.get(token) != theirs.get(token):
+            raise QuantMismatchError(
+                f"it has another tokenizer than {model}: {token!r} is {_place(theirs, token)} there and "
+                f"{_place(ours, token)} in the model",
+                where=str(quant),
+                fix="Give the quant of this model, or put the model's tokenizer.json there if they differ by mistake",
+            )
+
+
+def _place(vocabulary: Mapping[str, int], token: str) -> str:
+    return f"token {vocabulary[token]}" if token in vocabulary else "no token"
+
+
 def load_tokenizer(tokenizer_dir: Path | str) -> Tokenizer:
     """The fast tokenizer of a model directory.
 
     Raises: DataError where tokenizer.json is missing, CorruptFileError where it cannot be read.
     """
-    path = Path(tokenizer_dir) / "tokenizer.json"
+    path = Path(tokenizer_dir) / TOKENIZER_FILE
     if not path.is_file():
         raise DataError("no tokenizer.json", where=str(tokenizer_dir), fix="The model needs a fast tokenizer's file")
     try:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from exltune.budget import SizeModel
+from exltune.corpora import check_same_tokenizer
 from exltune.errors import QuantMismatchError
 from exltune.inventory import check_same_model, load_inventory, model_fingerprint
 from exltune.measure import QuantSizes
@@ -38,6 +39,7 @@ def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]
         )
     for quant in found:
         check_same_model(model or found[0].path, quant.path)
+        check_same_tokenizer(model or found[0].path, quant.path)
         if model is not None and quant.provenance is None:
             check_weights_of(quant, model)
     if model is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from exltune.corpora import check_same_tokenizer
 from exltune.engines.base import AUTO, open_engine
 from exltune.errors import UsageError
 from exltune.evaluate import evaluate_quants
@@ -41,6 +42,7 @@ def evaluate(
     named = _names(quants)
     for path in named.values():
         check_same_model(model, path)
+        check_same_tokenizer(model, path)
     tokens = token_sets(data, model)[Split.HELD_OUT]
     opened = open_engine(engine, model, named)
     with reporter.stage("Evaluating") as progress:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from exltune.budget import directory_size
-from exltune.corpora import TokenSet
+from exltune.corpora import TokenSet, check_same_tokenizer
 from exltune.engines.base import AUTO, open_engine
 from exltune.errors import GateLostError, GateRefusedError
 from exltune.evaluate import whole
@@ -148,6 +148,7 @@ class _Run:
             check_answers(side.tasks, self.settings.tasks)
         if side.quant.is_dir():
             check_same_model(self.reference, side.quant)
+            check_same_tokenizer(self.reference, side.quant)
             self._check_not_reference(side.quant, role)
             self.remarks += self.held_out.check(side.quant)
             return _Opened(side, side.quant)

@@ -35,6 +35,10 @@ class Database:
     def __init__(self, url: str | Path) -> None:
         self.url = _parse(url)
         self.name = self.url.render_as_string(hide_password=True) if self.file is None else str(self.file)
+        if self.file is not None and self.file.is_dir():
+            raise UsageError(
+                "a directory is no probe store", where=self.name, fix=f"Name a file, such as {self.file / 'probes.db'}"
+            )
         if self.exists:
             with self.errors(), self._engine.connect() as connection:
                 self._check(connection)

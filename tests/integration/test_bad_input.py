@@ -376,3 +376,22 @@ def test_a_record_of_another_kind_is_named_in_words(measurement, tmp_path):
     recipe = tmp_path / "evaluation.json"
     recipe.write_text("{}")
     fail(7, "evaluation.json", "no measurement", "base", here=tmp_path, arguments=("report", recipe))
+
+
+def test_quants_with_another_tokenizer(moe_model, copies, data, tmp_path):
+    """Two tokens changed places: what was calibrated, and what will be served, is not what is scored."""
+    file = copies / "4bpw_H6" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(tokenizer))
+    words = ("4bpw_H6", "another tokenizer", str(moe_model), f"'a' is token {vocabulary['a']} there")
+    measure = ("measure", moe_model, "--quants", copies, "--out", tmp_path / "m.json", *data)
+    evaluate = ("evaluate", moe_model, copies / "4bpw_H6", "--out", tmp_path / "e.json", *data)
+    gate = ("gate", copies / "4bpw_H6", "--against", copies / "3bpw_H6", "--reference", moe_model, *data)
+    for arguments in (measure, evaluate, gate):
+        fail(6, *words, here=tmp_path, arguments=arguments)
+    # Another layout of the same tokens is the same tokenizer.
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(tokenizer, indent=4))
+    succeed(*evaluate)

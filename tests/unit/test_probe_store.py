@@ -146,6 +146,8 @@ def test_other_versions_and_other_programs_are_refused(file, tmp_path):
     connection.close()
     with pytest.raises(DataError, match="another program's"):
         Database(tmp_path / "theirs.db")
+    with pytest.raises(UsageError, match=r"a directory is no probe store.*probes\.db"):
+        Database(tmp_path)
 
 
 @pytest.mark.parametrize("url", ["mysql://host/db", "nonsense://", "sqlite://", "postgresql+nodriver://host/db", "://"])
