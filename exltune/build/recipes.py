@@ -15,7 +15,8 @@ _EXPERTS = (Role.EXPERTS_GATE_UP, Role.EXPERTS_DOWN)
 def resolve_recipe(recipe: Recipe, inventory: Inventory) -> dict[str, float]:
     """Bits of every linear of the groups, head excluded; the last matching entry wins, as in exllamav3.
 
-    Raises: RecipeError for an entry that matches nothing, a linear without bits, or experts that differ.
+    Raises: RecipeError for an entry that matches nothing, a linear without bits, or experts that differ, of which
+    exllamav3 would convert a model that it cannot load.
     Source: exllamav3 1.6.5, conversion/allocation.py, create_q_strategy_from_recipe.
     """
     keys = [key for group in inventory.groups for key in group.tensors]
@@ -46,5 +47,5 @@ def _check_experts(group: Group, bits: dict[str, float]) -> None:
         listed = " and ".join(f"{width:g}" for width in widths)
         raise RecipeError(
             f"the experts of group {group.id} have {listed} bits, and exllamav3 loads only one width for all of them",
-            fix="Give all experts of a projection the same bits",
+            fix="Give all experts of a layer the same bits in gate and up, and the same in down",
         )

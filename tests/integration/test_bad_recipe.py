@@ -9,6 +9,7 @@ RECIPES = {
     "unknown key": ({"tenors": {}}, 5, ("tenors",)),
     "unknown linear": ({"tensors": {"model.layers.7.mlp.up_proj": 3}}, 5, ("model.layers.7.mlp.up_proj",)),
     "unequal experts": ({"tensors": {EXPERT: 4}}, 5, ("1.experts.gate_up", "3 and 4")),
+    "gate and up of experts": ({"tensors": {"*.1.mlp.experts.*.up_proj": 4}}, 5, ("1.experts.gate_up", "gate and up")),
     "bits without a quant": ({"tensors": {"model.layers.0.mlp.up_proj": 5}}, 5, ("5 bits", "2, 3, 4")),
     "unquantized without a model": ({"tensors": {"model.layers.0.mlp.up_proj": 16}}, 5, ("16", "--model")),
     "no number": ({"tensors": {"model.layers.0.mlp.up_proj": "three"}}, 5, ("model.layers.0.mlp.up_proj",)),

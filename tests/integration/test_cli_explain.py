@@ -129,6 +129,23 @@ def test_a_recipe_with_our_block_needs_nothing(recipe: Path, tmp_path: Path) -> 
     assert succeed("explain", moved, "--measurement", MEASUREMENT)["bought"]
 
 
+def test_a_split_pair_has_columns_of_its_own_and_a_note(recipe: Path, tmp_path: Path) -> None:
+    tensors = yaml.safe_load(recipe.read_text(encoding="utf-8"))["tensors"]
+    first = "model.layers.0.self_attn.v_proj"
+    split = _changed(recipe, tmp_path / "split.yaml", tensors=tensors | {first: 8 if tensors[first] < 8 else 2})
+    found = succeed("explain", split, "--model", MODEL, "--measurement", MEASUREMENT)
+    roles = {group["role"] for group in found["groups"]}
+    assert {"attn.k", "attn.v", "shared.gate_up"} <= roles
+    assert "attn.kv" not in roles
+    assert [note for note in found["notes"] if "Two widths within attn.kv of layer 0:" in note]
+    # It was measured as one, so that what this one bought is unknown.
+    assert "0.attn.kv" not in {step["id"] for step in found["bought"]}
+    assert "--keep-fused" in exltune("explain", split, "--model", MODEL).stdout
+    plain = succeed("explain", recipe, "--model", MODEL)
+    assert "attn.kv" in {group["role"] for group in plain["groups"]}
+    assert not any("Two widths" in note for note in plain["notes"])
+
+
 def test_bad_input(recipe: Path, tmp_path: Path) -> None:
     ours, foreign = (recipe, "--model", MODEL), (_foreign(recipe, tmp_path), "--model", MODEL)
     other = ROOT / "models/qwen3moe"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_line import fail, succeed
 
 
@@ -33,6 +34,13 @@ def test_every_level_gives_a_recipe(
     experts = [one for one in detail["tensors"] if one["group"] == "1.experts.down"]
     tokens = [one["tokens"] for one in experts]
     if level == "l4":
+        assert {"0.attn.k", "0.attn.v", "0.mlp.gate", "1.experts.gate_up"} <= {
+            group["id"] for group in detail["groups"]
+        }
+        whole = ("--keep-fused", "--passes", 0, "--out", tmp_path / "whole.yaml")
+        succeed("optimize", out, "--target-bpw", "3.15", *whole)
+        choices = yaml.safe_load((tmp_path / "whole.yaml").read_text())["exltune"]["choices"]
+        assert all(choices[key] == choices[key[:-1] + "v"] for key in choices if key.endswith("attn.k"))
         assert len(experts) == 4
         assert sum(tokens) == 2 * 8 * 32
         assert all(one["salience"] > 0 for one in detail["tensors"] if one["tokens"] != 0)
