@@ -5,11 +5,12 @@ import yaml
 from command_line import fail, write_recipe
 
 EXPERT = "model.layers.1.mlp.experts.1.up_proj"
+UPS = [f"model.layers.1.mlp.experts.{expert}.up_proj" for expert in range(4)]
 RECIPES = {
     "unknown key": ({"tenors": {}}, 5, ("tenors",)),
     "unknown linear": ({"tensors": {"model.layers.7.mlp.up_proj": 3}}, 5, ("model.layers.7.mlp.up_proj",)),
     "unequal experts": ({"tensors": {EXPERT: 4}}, 5, ("1.experts.gate_up", "3 and 4")),
-    "gate and up of experts": ({"tensors": {"*.1.mlp.experts.*.up_proj": 4}}, 5, ("1.experts.gate_up", "gate and up")),
+    "gate and up of experts": ({"tensors": dict.fromkeys(UPS, 4)}, 5, ("1.experts.gate_up", "3 and 4", "gate and up")),
     "bits without a quant": ({"tensors": {"model.layers.0.mlp.up_proj": 5}}, 5, ("5 bits", "2, 3, 4")),
     "unquantized without a model": ({"tensors": {"model.layers.0.mlp.up_proj": 16}}, 5, ("16", "--model")),
     "no number": ({"tensors": {"model.layers.0.mlp.up_proj": "three"}}, 5, ("model.layers.0.mlp.up_proj",)),
