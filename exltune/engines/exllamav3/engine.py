@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,8 @@ class ExllamaEngine:
         self.devices = given or named_devices([device for device in devices if isinstance(device, int)])
         self.model_dir = Path(model_dir)
         self.inventory = load_inventory(self.model_dir)
-        self._head_dim = model_shape(read_config(self.model_dir)).head_dim
+        config = read_config(self.model_dir)
+        self._head_dim, self._window = model_shape(config).head_dim, unheeded_window(config)
         self.shelf = Shelf(quants, self.inventory)
         self.limits = limits or Limits()
         if state_bytes is not None:
@@ -83,6 +85,7 @@ class ExllamaEngine:
         """As Engine.score; `stats` then holds the call's counts and seconds."""
         start = perf_counter()
         check_tokens(tokens, self.inventory, self.model_dir)
+        self._check_window(tokens)
         for mix in mixes:
             check_mix(mix, self.inventory, (REFERENCE, *self.shelf.paths), self._head_dim)
         if not mixes:
@@ -143,6 +146,15 @@ class ExllamaEngine:
         check_tokens(tokens, self.inventory, self.model_dir)
         convert(self.model_dir, self.inventory, job, tokens, [device.index or 0 for device in self.devices], progress)
 
+    def _check_window(self, tokens: Tensor) -> None:
+        if self._window is not None and tokens.shape[1] > self._window:
+            raise UsageError(
+                f"rows of {tokens.shape[1]} tokens reach beyond the model's sliding window of {self._window}, and "
+                f"exllamav3 runs {self.inventory.architecture} without one",
+                where=str(self.model_dir),
+                fix=f"Give rows of at most {self._window} tokens (--row-length), or --engine reference",
+            )
+
     def _grouped_keys(self) -> list[str]:
         return [key for group in (*self.inventory.groups, self.inventory.head) for key in group.tensors]
 
@@ -151,6 +163,17 @@ class ExllamaEngine:
             if key in group.tensors:
                 return group.id
         raise UsageError(f"the model has no linear {key!r}", where=str(self.model_dir))
+
+
+def unheeded_window(config: Mapping[str, Any]) -> int | None:
+    """Tokens that the model's layers see at most, where exllamav3 lets them see all; None where nothing is lost.
+
+    Source: exllamav3 1.6.5, architecture/{qwen2,qwen3,qwen3_moe,mistral}.py, which read no window.
+    """
+    if not config.get("use_sliding_window", "MistralForCausalLM" in (config.get("architectures") or ())):
+        return None
+    window = config.get("sliding_window")
+    return None if window is None else int(window)
 
 
 @contextmanager
