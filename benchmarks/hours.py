@@ -122,7 +122,7 @@ class Work:
         return self._scored(reading, loads, forwards)
 
     def search(self, passes: float = 48.0, calls: int = 16) -> Hours:
-        """So many mixes on all tokens, in so many calls that each read all quants; the unquantized model is read once."""
+        """So many mixes on all tokens, in so many calls that each read all quants; the model itself is read once."""
         layers = self.inventory.layers
         reading = calls * self.quants_bytes + self.unquantized_bytes
         return self._scored(reading, layers * (passes + 1), layers * (passes + 1))
