@@ -56,20 +56,25 @@ def heat_table(found: Explanation) -> Table:
     roles, rows = heat_map(found.groups)
     table = Table(title="Bits by layer and role", padding=(0, 0))
     table.add_column("layer", justify="right", no_wrap=True)
-    for role in roles:
-        table.add_column(role, justify="center", no_wrap=True)
+    # Part over projection: at level l4 the names side by side are wider than most terminals.
+    heads = [role.replace(".", "\n", 1) for role in roles]
+    for head in heads:
+        table.add_column(head, justify="center", no_wrap=True)
     for layers, row in folded(rows):
-        table.add_row(layers, *(_cell(bits, role) for bits, role in zip(row, roles, strict=True)))
+        table.add_row(layers, *(_cell(bits, head) for bits, head in zip(row, heads, strict=True)))
     return table
 
 
-def _cell(bits: float | None, role: str) -> Text:
+def _cell(bits: float | None, head: str) -> Text:
     """The bits on their colour, as wide as the column."""
     if bits is None:
         return Text("")
     background = bit_colour(bits)
     red, green, blue = background
-    return Text(f"{bits:g}".center(len(role)), style=f"{text_colour(background)} on rgb({red},{green},{blue})")
+    return Text(
+        f"{bits:g}".center(max(map(len, head.split("\n")))),
+        style=f"{text_colour(background)} on rgb({red},{green},{blue})",
+    )
 
 
 def _steps_table(title: str, steps: Sequence[Step]) -> Table:
