@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from measurement_methods import METHODS, ROWS, Draw, Guess, truth_of
-from measurement_truth import BLOCK, BLOCKS, WORK, pool_of, score_truth
+from measurement_truth import BLOCK, BLOCKS, WORK, members, pool_of, score_truth
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 from search_stage import MODELS, ROOT
@@ -131,15 +131,16 @@ def mix_of(draw: Draw, log_kld: Floats, delta: float) -> Mix:
     """The knapsack's mix on single KLs, made monotone in bits; `delta` bpw above the lowest quant."""
     pool = truth_of(draw.model).pool
     sizes = SizeModel(pool.inventory, pool.quants[0].codebook)
-    items, lowest = {}, 0
+    items, lowest, groups = {}, 0, members(pool.inventory)
     for part, logs in zip(draw.parts, log_kld, strict=True):
         klds = isotonic_regression(np.exp(logs), increasing=False).x
-        bytes_of = [sizes.group_bytes(part.id, bits) for bits in part.bits]
+        bytes_of = [sum(sizes.group_bytes(group, bits) for group in groups[part.id]) for bits in part.bits]
         lowest += bytes_of[0]
         items[part.id] = [Option(c, b, float(k)) for c, b, k in zip(part.choices, bytes_of, klds, strict=True)]
     budget = lowest + int(delta * pool.inventory.quantizable_parameters / 8)
     head = {pool.inventory.head.id: pool.head.choice}
-    return Mix(name="mix", choices=dict(solve_knapsack(items, budget)) | head)
+    chosen = solve_knapsack(items, budget)
+    return Mix(name="mix", choices={group: chosen[part] for part in chosen for group in groups[part]} | head)
 
 
 def fresh_kld(model: str, mix: Mix) -> Floats:

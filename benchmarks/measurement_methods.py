@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from measurement_truth import BLOCKS, DESIGN_BLOCKS, WORK, Pool, pool_of
+from measurement_truth import BLOCKS, DESIGN_BLOCKS, WORK, Pool, members, pool_of
 
 from exltune.exl3.distortion import nmse
 from exltune.measure import Batch, ExhaustivePlan, FewSwapsPlan, passes, swap_units
@@ -95,9 +95,10 @@ class Truth:
         if not file.is_file():
             file.write_text(json.dumps({choice: self.pool.engine.rfn(choice) for choice in self.bits}))
         errors = json.loads(file.read_text())
-        groups = self.pool.inventory.groups
-        squares = [[np.mean([errors[c][key] ** 2 for key in g.tensors]) for c in self.bits] for g in groups]
-        return np.sqrt(np.array(squares))
+        inventory = self.pool.inventory
+        keys = {group.id: group.tensors for group in inventory.groups}
+        parts = [[key for one in groups for key in keys[one]] for groups in members(inventory).values()]
+        return np.sqrt(np.array([[np.mean([errors[c][key] ** 2 for key in p]) for c in self.bits] for p in parts]))
 
 
 _TRUTHS: dict[str, Truth] = {}
@@ -187,12 +188,9 @@ def designs(draw: Draw, share: float) -> Guess:
     bits = np.array(draw.parts[0].bits)
     ratio = nmse(bits) / nmse(bits[0])
     place = list(truth.bits)
-    table = np.array(
-        [
-            [ratio[place.index(mix.choices[p.id])] if mix.choices[p.id] in truth.bits else 0.0 for p in draw.parts]
-            for mix in mixes
-        ]
-    )
+    first = [groups[0] for groups in members(inventory).values()]
+    taken = [[mix.choices[group] for group in first] for mix in mixes]
+    table = np.array([[ratio[place.index(one)] if one in truth.bits else 0.0 for one in row] for row in taken])
     energy = np.array([draw.design(mix.name, rows) for mix in mixes]) ** (1 / _GAMMA)
     weight = 1 / energy
     scale = float((weight * table.sum(1)) @ (weight * energy) / ((weight * table.sum(1)) @ (weight * table.sum(1))))

@@ -23,7 +23,7 @@ from search_stage import WORK as QUANTS_OF
 from torch import Tensor
 
 from exltune.engines.base import Engine, open_engine
-from exltune.inventory import load_inventory
+from exltune.inventory import groups_at_level, load_inventory
 from exltune.measure import ExhaustivePlan, QuantHead
 from exltune.pipeline.base_quants import BaseQuant, find_base_quants, head_source, paths_of
 from exltune.pipeline.data import ids, token_sets
@@ -129,11 +129,18 @@ def pool_of(model: str) -> Pool:
     return Pool(model)
 
 
+def members(inventory: Inventory) -> dict[str, tuple[str, ...]]:
+    """Groups of every part (l3), which is what is swapped here."""
+    return {part.id: part.members for part in groups_at_level(inventory, 3)}
+
+
 def half_design(inventory: Inventory, choice: str, seed: int) -> Mix:
-    """Each group at the choice or at the reference by a fair coin."""
+    """Each part (l3) at the choice or at the reference by a fair coin."""
     coin = random.Random(f"{choice} {seed}")
-    choices = {group.id: choice if coin.random() < 0.5 else REFERENCE for group in inventory.groups}
-    return Mix(name=f"half@{choice}#{seed}", choices=choices | {inventory.head.id: REFERENCE})
+    choices = {inventory.head.id: REFERENCE}
+    for groups in members(inventory).values():
+        choices |= dict.fromkeys(groups, choice if coin.random() < 0.5 else REFERENCE)
+    return Mix(name=f"half@{choice}#{seed}", choices=choices)
 
 
 def score_truth(models: Sequence[str], blocks: int) -> None:
