@@ -116,7 +116,7 @@ def _cells(row: TradeRow, trade: Trade) -> tuple[str, ...]:
 
 def _lines(trade: Trade) -> list[str]:
     """The best of every context, and why the rest does not fit."""
-    lines = []
+    lines = [] if trade.reference is None else [f"{trade.reference.told}."]
     for context in dict.fromkeys(row.context for row in trade.rows):
         best = next((row for row in trade.rows if row.best and row.context == context), None)
         if best is None:

@@ -18,6 +18,7 @@ from exltune.pipeline.fused import unfused_note
 from exltune.pipeline.heat_map import cells
 from exltune.pipeline.plots import explanation_png
 from exltune.pipeline.recipe_model import config_of_recipe
+from exltune.pipeline.reference import described
 from exltune.schema.explain import Explanation, GroupBits, Prediction
 from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import Measurement
@@ -133,7 +134,8 @@ class _Subject:
         other = block is not None and block.provenance.model_sha256 != measured.provenance.model_sha256
         if other or ids != {group.id for group in groups}:
             raise QuantMismatchError(
-                f"the measurement is of another model ({measured.provenance.model_path}) than the recipe",
+                "the measurement is of another model than the recipe, or against another reference: "
+                f"{described(measured.provenance.reference, measured.provenance.model_path)}",
                 where=str(self.measurement_file),
                 fix="Give the measurement that the recipe was made from",
             )
@@ -162,6 +164,9 @@ class _Subject:
 
     def _notes(self, search: SearchDetail | None, left: int | None) -> tuple[str, ...]:
         notes = []
+        block = self.recipe.exltune
+        if block is not None and block.provenance.reference is not None:
+            notes.append(block.provenance.reference.told)
         if self.measurement is None:
             notes.append("No measurement is given (--measurement FILE): what each group bought is unknown")
         elif left is None:

@@ -70,6 +70,7 @@ def trade(
         gpus=asked.limits.hardware.gpus,
         rows=tuple(row for context in sorted(set(asked.contexts)) for row in _rows(joint, asked, context)),
         unit=unit,
+        reference=measurement.exltune.provenance.reference,
     )
     if png is not None:
         write_bytes(png, trade_png(found))

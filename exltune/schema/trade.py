@@ -5,6 +5,7 @@ from __future__ import annotations
 from exltune.schema.base import Record
 from exltune.schema.hardware import SizeUnit
 from exltune.schema.plan import Limit
+from exltune.schema.provenance import ReferenceQuant
 
 
 class TradeRow(Record):
@@ -29,10 +30,14 @@ class TradeRow(Record):
 
 
 class Trade(Record):
-    """Rows by context, then by cache, largest cache first. Nothing here was measured on a mix."""
+    """Rows by context, then by cache, largest cache first. Nothing here was measured on a mix.
+
+    reference: the quant that KL is against, where that is not the unquantized model.
+    """
 
     architecture: str
     vram_bytes: int | None
     gpus: tuple[int, ...]
     rows: tuple[TradeRow, ...]
     unit: SizeUnit = "GiB"
+    reference: ReferenceQuant | None = None

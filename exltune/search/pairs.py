@@ -36,6 +36,8 @@ def _joined(pair: Part, units: Sequence[MeasuredGroup]) -> MeasuredGroup:
 
 
 def _added(probes: Sequence[Probe]) -> Probe:
+    if all(probe.of_reference for probe in probes):
+        return probes[0].model_copy(update={"size_bytes": sum(probe.size_bytes for probe in probes)})
     kld, se = sum(probe.kld_nats for probe in probes), sum(probe.kld_se_nats for probe in probes)
     return Probe(
         choice=probes[0].choice,

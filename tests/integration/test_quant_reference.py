@@ -84,6 +84,13 @@ def test_the_search_and_its_recipe_say_so(recipe, quants, tmp_path):
     assert AGAINST in told
     assert yaml.safe_load(file.read_text())["exltune"]["provenance"]["reference"]["name"] == "4bpw_H6"
     succeed("build", file, "--quants", quants, "--out", tmp_path / "built")
+    assert AGAINST in succeed("explain", file)["notes"]
+
+
+def test_a_trade_says_so(measured):
+    arguments = ("trade", measured, "--vram", "8GiB", "--contexts", "256", "--caches", "fp16")
+    assert AGAINST in exltune(*arguments).stdout
+    assert succeed(*arguments)["reference"]["name"] == "4bpw_H6"
 
 
 def test_the_report_says_so_and_leaves_the_zeros_out(measured, tmp_path):
