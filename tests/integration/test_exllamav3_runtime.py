@@ -52,9 +52,7 @@ def test_rows_beyond_a_window_are_refused(tmp_path: Path) -> None:
 def test_architectures_that_are_only_planned_are_refused(tmp_path: Path) -> None:
     config = {**CONFIGS["qwen3moe"], "architectures": ["MixtralForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        UnsupportedArchitectureError, match=r"plans MixtralForCausalLM.*cannot quantize, score"
-    ):
+    with pytest.raises(UnsupportedArchitectureError, match=r"plans MixtralForCausalLM.*cannot quantize, score"):
         ExllamaEngine(tmp_path, {}, devices=exllamav3_devices()[:1])
 
 
@@ -124,9 +122,10 @@ def test_torch_is_held_to_the_vram_given(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.cuda, "set_per_process_memory_fraction", lambda fraction, _device: fractions.append(fraction)
     )
     card = torch.device("cuda", 0)
-    for limit in (2 << 30, None, 9 << 30):
+    for limit in (2 << 30, None, 9 << 30, 1):
         hold_to(card, limit)
-    assert fractions == [0.25, 1.0, 1.0]
+    hold_to(torch.device("cpu"), 1)
+    assert fractions == [0.25, 1.0, 1.0, 1 / 32]
     assert [device_bytes(card, limit) for limit in (2 << 30, None, 9 << 30)] == [2 << 30, 6 << 30, 6 << 30]
 
 

@@ -27,8 +27,9 @@ _EAGER = (
 
 
 def child_pythonpath() -> str:
-    """PYTHONPATH for a child process that shall have the hook: this repository and its sitecustomize."""
-    return os.pathsep.join([str(SITE), str(ROOT)])
+    """PYTHONPATH for a child process that shall have the hook: this repository and its sitecustomize first."""
+    paths = [str(SITE), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(filter(None, paths))
 
 
 def native() -> bool:

@@ -16,6 +16,7 @@ from exltune.engines.base import MIN_EXPERT_TOKENS, ConvertJob, LayerCapture, Pr
 from exltune.engines.checks import check_mix, check_tokens
 from exltune.engines.exllamav3.capture import CapturePass
 from exltune.engines.exllamav3.converter import convert
+from exltune.engines.exllamav3.fits import hold_to
 from exltune.engines.exllamav3.head import RowSums
 from exltune.engines.exllamav3.references import ReferenceRows
 from exltune.engines.exllamav3.runtime import import_exllamav3, named_devices
@@ -76,6 +77,8 @@ class ExllamaEngine:
             self.limits = replace(self.limits, state_bytes=state_bytes)
         if vram_bytes is not None:
             self.limits = replace(self.limits, vram_bytes=vram_bytes)
+        for device in self.devices:
+            hold_to(device, self.limits.vram_bytes)
         self.workers = [Worker(device, self.model_dir, self.inventory) for device in self.devices]
         self.min_expert_tokens = min_expert_tokens
         self._references = ReferenceRows(self.limits.state_bytes // _REFERENCE_SHARE)

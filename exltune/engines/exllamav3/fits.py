@@ -16,6 +16,8 @@ from exltune.schema.mix import REFERENCE
 _STATES, _INTERMEDIATES = 6, 6
 #: Logits of a batch: the reference's and a mix's, probabilities, their gap, and what softmax needs.
 _LOGITS = 6
+#: Below this, torch's allocator could not round up to its blocks.
+_LEAST_POOL = 256 << 20
 
 
 class Fits:
@@ -86,6 +88,8 @@ def device_bytes(device: torch.device, limit: int | None) -> int | None:
 
 
 def hold_to(device: torch.device, limit: int | None) -> None:
-    """Let torch take no more of a CUDA device than the limit: beyond it, its allocator is out of memory."""
-    total = torch.cuda.mem_get_info(device)[1]
-    torch.cuda.set_per_process_memory_fraction(1.0 if limit is None else min(1.0, limit / total), device)
+    """Let torch take no more of a device than the limit: beyond it, its allocator is out of memory. CPUs have none."""
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        fraction = 1.0 if limit is None else min(1.0, max(limit, _LEAST_POOL) / total)
+        torch.cuda.set_per_process_memory_fraction(fraction, device)

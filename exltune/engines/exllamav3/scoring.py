@@ -82,7 +82,7 @@ class ScorePass:
         leaves = tuple(dict.fromkeys(tree.leaves))
         fits = Fits(self.shelf, self.inventory, tree, tokens.shape[1])
         for worker in self.workers:
-            worker.start(device_bytes(worker.device, self.limits.vram_bytes), self.limits.vram_bytes)
+            worker.start(device_bytes(worker.device, self.limits.vram_bytes))
             fits.check(worker.bytes_)
         self.stats.slabs += 1
         self.stats.layer_forwards += tree.layer_forwards

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from exltune.engines.exllamav3.chunks import Chunks
-from exltune.engines.exllamav3.fits import hold_to
 from exltune.engines.exllamav3.runtime import import_exllamav3
 from exltune.engines.exllamav3.shelf import GroupChoice, Shelf, Stored
 from exltune.errors import NonFiniteError
@@ -50,11 +49,9 @@ class Worker:
         self.bytes_: int | None = None
         self._held: dict[GroupChoice, Stored] = {}
 
-    def start(self, bytes_: int | None, limit: int | None) -> None:
-        """A new score call, with as many bytes of the device; torch is held to the limit, if there is one."""
+    def start(self, bytes_: int | None) -> None:
+        """A new score call, with as many bytes of the device."""
         self.bytes_, self.chunks = bytes_, Chunks(self.device)
-        if self.device.type == "cuda":
-            hold_to(self.device, limit)
 
     @property
     def peak_bytes(self) -> int:
