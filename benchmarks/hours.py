@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exltune.budget import SizeModel
-from exltune.inventory import inventory_from_config, model_shape
+from exltune.inventory import groups_at_level, inventory_from_config, model_shape
 from exltune.schema.inventory import Inventory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,10 +111,11 @@ class Work:
         return each.times(len(self.widths))
 
     def measurement(self) -> Hours:
-        """Every group at every width: a swap in layer l runs the layers from l on, all before are the reference's."""
+        """Every part (l3) at every width: a swap in layer l runs the layers from l on; before are the reference's."""
         layers = self.inventory.layers
-        swaps = len(self.widths) * len(self.inventory.groups)
-        forwards = layers + sum(len(self.widths) * (layers - (group.layer or 0)) for group in self.inventory.groups)
+        parts = groups_at_level(self.inventory, 3)
+        swaps = len(self.widths) * len(parts)
+        forwards = layers + sum(len(self.widths) * (layers - (part.layer or 0)) for part in parts)
         batches = max(1.0, swaps * self._state_bytes() / self.rates.ram)
         # Each batch of swaps runs the unquantized layers behind it; each swap's own layer is set up for it.
         reading = batches * self.unquantized_bytes + self.quants_bytes
