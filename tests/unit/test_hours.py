@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from exltune.inventory import groups_at_level
+
 ROOT = Path(__file__).resolve().parents[2]
 #: q and o 128 x 128, k and v 128 x 64 (stored 128 x 128), gate, up and down 128 x 256; the head 128 x 256.
 CONFIG = {
@@ -62,7 +64,7 @@ def test_base_quants(work: Any) -> None:
 
 
 def test_measurement(work: Any) -> None:
-    groups = len(work.inventory.groups) // 2
+    groups = len(groups_at_level(work.inventory, 3)) // 2
     forwards = 2 + 2 * (2 * groups + groups)
     assert seconds(work.measurement()) == pytest.approx(
         {
@@ -75,7 +77,7 @@ def test_measurement(work: Any) -> None:
 
 
 def test_states_that_do_not_fit_make_the_model_be_read_again(hours: Any, work: Any) -> None:
-    groups, state = len(work.inventory.groups), 4 * 8 * 128
+    groups, state = len(groups_at_level(work.inventory, 3)), 4 * 8 * 128
     small = hours.Work(CONFIG, hours.Rates(read=1e3, tokens=8, ram=state * groups), (2.0, 4.0))
     assert 3600 * small.measurement().reading == pytest.approx((2 * 655360 + QUANTS) / 1e3)
 
