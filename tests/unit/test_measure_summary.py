@@ -18,11 +18,13 @@ from exltune.measure import (
     FewSwapsPlan,
     ProbePlan,
     QuantHead,
+    QuantReference,
     QuantSizes,
     summarize,
     swap_units,
     tensor_salience,
 )
+from exltune.measure.estimates import log_error
 from exltune.schema.measurement import Measurement
 from exltune.schema.provenance import Provenance
 from exltune.schema.score import Score
@@ -63,7 +65,7 @@ def scored(plan: ProbePlan, klds: dict[str, float], seed: int = 0) -> dict[str, 
     return scores
 
 
-def measured(scores: dict[str, Score]) -> Measurement:
+def measured(scores: dict[str, Score], reference: QuantReference | None = None) -> Measurement:
     model = SizeModel(INVENTORY, "mul1")
     quants = [
         QuantSizes(
@@ -72,11 +74,55 @@ def measured(scores: dict[str, Score]) -> Measurement:
         for choice, bits in QUANTS.items()
     ]
     nothing = Provenance(exltune_version="0", engine="none", model_path="", model_sha256="")
-    return summarize(INVENTORY, 3, quants, HEAD, scores, DataSettings(), nothing)
+    return summarize(INVENTORY, 3, quants, HEAD, scores, DataSettings(), nothing, reference=reference)
 
 
 def few_swaps() -> FewSwapsPlan:
     return FewSwapsPlan.of(INVENTORY, 3, QUANTS, HEAD, ROWS, 8.0)
+
+
+#: The 8-bit quant is the reference: its own weights in every group, and in the head.
+EIGHT = QuantReference(8.0, 8.0, frozenset({f"{unit.id}@8" for unit in UNITS if not unit.of_cache} | {"uniform@8"}))
+
+
+def test_a_reference_that_is_a_base_quant_costs_nothing_by_definition() -> None:
+    plan = ExhaustivePlan.of(INVENTORY, 3, list(QUANTS), HEAD, ROWS, EIGHT.same)
+    asked = {mix.name for batch in plan.next({}) for mix in batch.mixes}
+    assert not asked & EIGHT.same
+    few = FewSwapsPlan.of(INVENTORY, 3, QUANTS, HEAD, ROWS, 8.0, EIGHT.same)
+    for scores in (scored(plan, true_klds(0)), scored(few, true_klds(0))):
+        found = measured(scores, EIGHT)
+        for group in found.exltune.groups:
+            *others, own = group.probes
+            assert not any(probe.of_reference for probe in others)
+            assert (own.of_reference, own.kld_nats, own.kld_se_nats, own.estimated) == (True, 0.0, 0.0, False)
+            assert (own.kld_rows, own.kld_ci95_nats) == ((), None)
+        for group, legacy in zip(found.exltune.groups, found.groups, strict=True):
+            assert legacy.candidates[-1].dkld == pytest.approx(-group.probes[0].kld_nats)
+        assert [row.kl_ref_quant for row in found.exltune.mixes][-1] is None
+
+
+def test_swaps_two_bits_up_pass_over_the_reference() -> None:
+    """Of 2, 3 and 4 bits against the 4-bit quant, 3 is what is left to tell smooth errors from routers'."""
+    quants = {"2": 2.0, "3": 3.0, "4": 4.0}
+    same = {f"{unit.id}@4" for unit in UNITS if not unit.of_cache}
+    plan = FewSwapsPlan.of(INVENTORY, 3, quants, HEAD, ROWS, 8.0, same)
+    asked = {mix.name.rpartition("@")[2] for batch in plan.batches[1:-1] for mix in batch.mixes}
+    assert asked == {"2", "3"}
+
+
+def test_the_errors_of_two_quants_add_up() -> None:
+    """Against a quant its own error counts too, being independent: a Monte Carlo of two roundings says the same."""
+    unit = next(unit for unit in UNITS if unit.layer is not None)
+    rng = np.random.default_rng(0)
+    noise = {bits: rng.normal(0, np.sqrt(nmse(bits)), 400_000) for bits in (*unit.bits, 8.0)}
+    reference = rng.normal(0, np.sqrt(nmse(8.0)), 400_000)
+    expected = [np.log(np.std(noise[bits] - reference) / np.std(noise[2.0] - reference)) for bits in unit.bits]
+    # What the codec adds to its law at 2 bits, 0.04, is in all others.
+    assert log_error(unit, EIGHT) - log_error(unit, EIGHT)[1] == pytest.approx(
+        np.array(expected) - expected[1] + np.where(np.array(unit.bits) == 2, 0.04, 0.0), abs=0.01
+    )
+    assert log_error(unit, EIGHT)[-1] > log_error(unit)[-1] + 0.3
 
 
 def test_an_exhaustive_measurement_holds_what_was_scored() -> None:
