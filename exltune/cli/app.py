@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +95,9 @@ def quantize(
     bits: options.Bits = BITS,
     head_bits: options.HeadBits = HEAD_BITS,
     codebook: options.CodebookOption = options.CodebookName.MUL1,
+    hq: Annotated[
+        int, typer.Option("--hq", min=0, help="exllamav3's -hq: mixes with finer select layers, to compare with.")
+    ] = 0,
     data: options.Data = None,
     weights: options.Weights = None,
     samples: options.Samples = None,
@@ -110,7 +114,7 @@ def quantize(
     with errors_in_one_line(json):
         from exltune.pipeline.quantize import quantize as run
 
-        settings = quant_settings(bits, head_bits, codebook)
+        settings = replace(quant_settings(bits, head_bits, codebook), hq=hq)
         texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         cards = options.parse_devices(devices)
         paths = run(model, out, settings, texts, engine=engine, devices=cards, force=force, reporter=RichReporter())

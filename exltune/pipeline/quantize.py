@@ -42,11 +42,15 @@ DEFAULT_HEAD_BITS = 6.0
 
 @dataclass(frozen=True)
 class QuantizeSettings:
-    """Bit widths of the base quants, the head's bits (one for all, or one for each width), and the codebook of all."""
+    """Bit widths of the base quants, the head's bits (one for all, or one for each width), and the codebook of all.
+
+    hq: how often exllamav3 raises the bits of its select layers, which makes mixes to compare with, no base quants.
+    """
 
     widths: tuple[float, ...] = DEFAULT_WIDTHS
     head_bits: tuple[float, ...] = (DEFAULT_HEAD_BITS,)
     codebook: Codebook = "mul1"
+    hq: int = 0
 
     def check(self) -> None:
         """Raise UsageError for bits that do not exist."""
@@ -70,8 +74,8 @@ class QuantizeSettings:
         return DEFAULT_HEAD_BITS if DEFAULT_HEAD_BITS in self.head_bits else self.head_bits[0]
 
     def directory(self, bits: float) -> str:
-        """Name of the base quant at a width, e.g. `3bpw_H6`."""
-        return f"{bits:g}bpw_H{self.head_of(bits):g}"
+        """Name of the base quant at a width, e.g. `3bpw_H6`, or `3bpw_H6_hq1`."""
+        return f"{bits:g}bpw_H{self.head_of(bits):g}{f'_hq{self.hq}' if self.hq else ''}"
 
 
 def quantize(
@@ -96,9 +100,11 @@ def quantize(
     settings.check()
     load_unquantized(model)
     opened = open_engine(engine, model, resources=Resources(devices))
+    if settings.hq and not isinstance(opened, Converter):
+        raise UsageError(f"engine {opened.name} has no --hq", fix="Leave it out, or take --engine exllamav3")
     with exclusive(out):
         run = _Run(opened, out, settings, data)
-        taken = {} if force else run.made_elsewhere(reporter)
+        taken = {} if force or settings.hq else run.made_elsewhere(reporter)
         missing = run.missing(force, taken)
         if missing:
             try:
@@ -206,7 +212,7 @@ class _Run:
                 reporter.stage(f"Converting {directory.name}") as progress,
             ):
                 head = self.settings.head_of(bits)
-                job = ConvertJob(bits, head, self.settings.codebook, partial, work_dir)
+                job = ConvertJob(bits, head, self.settings.codebook, partial, work_dir, hq=self.settings.hq)
                 converter.convert(job, ids(self.tokens), progress)
                 write_record(partial / RECORD, self._record(bits, {}))
             shutil.rmtree(work_dir)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import succeed
 
 from tests.standin.devices import exllamav3_devices
@@ -17,11 +18,17 @@ pytestmark = pytest.mark.gpu
 def test_a_measurement_is_that_of_the_reference_engine(
     moe_model: Path, quants: Path, measurement: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exltune.engines.exllamav3.engine.named_devices", lambda _numbers: exllamav3_devices()[:1])
-    out = tmp_path / "measurement.json"
-    succeed(
-        "measure", moe_model, "--quants", quants, "-l3", "--budget", "all", "--out", out, "--engine", "exllamav3", *data
+    named: list[list[int]] = []
+    monkeypatch.setattr(
+        "exltune.engines.exllamav3.engine.named_devices",
+        lambda numbers: named.append(numbers) or exllamav3_devices()[:1],
     )
+    out = tmp_path / "measurement.json"
+    words = ("measure", moe_model, "--quants", quants, "-l3", "--budget", "all", "--out", out, "--engine", "exllamav3")
+    told = succeed(*words, "--devices", "0", "--max-ram", "1GiB", "--max-vram", "4GiB", *data)["probes"]
+    assert named == [[0]]
+    assert told["ram_bytes"] > 100 << 20
+    assert (told["vram_bytes"] > 0) == torch.cuda.is_available()
     found, expected = json.loads(out.read_text()), json.loads(measurement.read_text())
     assert found["base_kld"] == pytest.approx(expected["base_kld"], rel=0.01)
     assert found["exltune"]["provenance"]["engine"] == "exllamav3"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import fail, succeed
+from command_line import fail, largest_file, succeed
 from real_models import LLAMA, write_model
 
 from exltune.budget import SizeModel, directory_size
@@ -68,6 +69,26 @@ def test_base_quants_are_made_by_the_converter(
     assert 0.001 < sum(score.kl_ref_mix) / TOKENS.numel() < 5
 
 
+def test_hq_is_exllamav3s_own(
+    moe_model: Path, quants: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[ConvertJob] = []
+
+    def taken(_model: Path, _inventory: object, job: ConvertJob, tokens: torch.Tensor, *_more: object) -> None:
+        jobs.append(job)
+        shutil.copytree(quants / "2bpw_H6", job.out, dirs_exist_ok=True)
+        job.work_dir.mkdir(parents=True)
+        words = converter._arguments(moe_model, job, tmp_path / "cal", tokens, [0])
+        assert words[words.index("--hq") + 1] == "2"
+
+    monkeypatch.setattr("exltune.engines.exllamav3.engine.named_devices", lambda _numbers: exllamav3_devices()[:1])
+    monkeypatch.setattr("exltune.engines.exllamav3.engine.convert", taken)
+    words = ("quantize", moe_model, "--out", tmp_path, "--bits", "2", "--hq", "2", *data, "--engine")
+    assert succeed(*words, "exllamav3")["quants"] == [str(tmp_path / "2bpw_H6_hq2")]
+    assert [job.hq for job in jobs] == [2]
+    fail(2, "engine reference has no --hq", here=tmp_path, arguments=(*words, "reference"))
+
+
 def test_a_failed_conversion_shows_its_last_lines(moe_model: Path, tmp_path: Path) -> None:
     engine = ExllamaEngine(moe_model, {}, devices=exllamav3_devices()[:1])
     with pytest.raises(EngineError, match=r"conversion failed: .*--bits must be between 1 and 8.*same command again"):
@@ -102,14 +123,35 @@ def test_a_conversion_goes_on_from_its_checkpoint(llama: Path, tmp_path: Path, m
     monkeypatch.setattr(converter, "CHECKPOINT_SECONDS", 0)
     engine = ExllamaEngine(llama, {}, devices=exllamav3_devices()[:1])
     job = job_in(tmp_path)
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(EngineError, match=r"conversion failed: .*(NotADirectoryError|FileExistsError)"):
-        engine.convert(replace(job, out=tmp_path / "file"), TOKENS)
-    engine.convert(job, TOKENS)
+    tokens = TOKENS[:, :8]
+    # What is kept on the way is smaller than the whole model.
+    with (
+        largest_file(110 << 10),
+        pytest.raises(EngineError, match=r"conversion failed: .*too large.*ulimit -f.* from its last checkpoint"),
+    ):
+        engine.convert(job, tokens)
+    engine.convert(job, tokens)
     log = (job.work_dir / converter.LOG).read_text()
     assert "Resuming" in log
     assert "Quantized: " not in log.partition("Resuming")[2]
     assert QuantDir(job.out).bits("model.layers.0.self_attn.q_proj") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("last_lines", "code", "told"),
+    [
+        ("OSError: [Errno 28] No space left on device", 1, r"No space left on device\. Make room on the disk and run"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", 1, r"Tried\. Free memory of the GPU, .* and run"),
+        ("torch.AcceleratorError: CUDA error: an illegal", 1, r"an illegal\. See nvidia-smi .* and run the same"),
+        ("", -9, r"failed: it was killed by signal 9\. Make room in RAM"),
+        (" -- Quantized: x", -9, r"-- Quantized: x; it was killed by signal 9\. Make room in RAM"),
+        ("", 3, r"failed: it ended with 3\. Mend that and run"),
+    ],
+)
+def test_a_failed_conversion_says_what_helps(last_lines: str, code: int, told: str, tmp_path: Path) -> None:
+    error = converter.failure(last_lines, code, tmp_path / "log")
+    assert re.search(told, str(error))
+    assert str(error).endswith("it goes on from its last checkpoint.")
 
 
 def test_requantize_needs_a_model_and_its_recipe(llama: Path, tmp_path: Path, data: list[str]) -> None:

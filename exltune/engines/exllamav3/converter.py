@@ -22,6 +22,15 @@ _POLL_SECONDS = 0.2
 #: Work that a kill costs at most, beside the layer in work.
 CHECKPOINT_SECONDS = 60
 _LAST_LINES = 5
+_KILLED = -9
+#: What the last lines of a conversion may say, and what helps.
+_REMEDIES = (
+    ("No space left on device", "Make room on the disk"),
+    ("File too large", "Raise the limit of file sizes (ulimit -f)"),
+    ("out of memory", "Free memory of the GPU, or name others with --devices,"),
+    ("CUBLAS_STATUS_ALLOC_FAILED", "Free memory of the GPU, or name others with --devices,"),
+    ("CUDA error", "See nvidia-smi and dmesg (--devices leaves a broken GPU out)"),
+)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _DONE = re.compile(r"^ -- (?:Quantized|Unquantized): (\S+)\s+bpw:")
 _RESUMED = re.compile(r"^ -- Resuming at: (\S+)")
@@ -56,13 +65,22 @@ def convert(
         process.terminate()
         process.join()
     if process.exitcode:
-        raise EngineError(
-            f"exllamav3's conversion failed: {_last_lines(log) or f'it ended with {process.exitcode}'}",
-            where=str(log),
-            fix="Mend that and run the same command again: it goes on from its last checkpoint",
-        )
+        raise failure(_last_lines(log), process.exitcode, log)
     # Its card speaks of the model that it was made from.
     (job.out / "README.md").unlink(missing_ok=True)
+
+
+def failure(last_lines: str, code: int, log: Path) -> EngineError:
+    """What to raise for a conversion that ended with a code other than 0."""
+    killed = f"it was killed by signal {-code}" if code < 0 else ""
+    what = "; ".join(filter(None, [last_lines, killed])) or f"it ended with {code}"
+    remedy = "Make room in RAM, which is the usual cause," if code == _KILLED else "Mend that"
+    remedy = next((fix for words, fix in _REMEDIES if words in last_lines), remedy)
+    return EngineError(
+        f"exllamav3's conversion failed: {what}",
+        where=str(log),
+        fix=f"{remedy} and run the same command again: it goes on from its last checkpoint",
+    )
 
 
 def _arguments(model_dir: Path, job: ConvertJob, data: Path, tokens: Tensor, devices: Sequence[int]) -> list[str]:
