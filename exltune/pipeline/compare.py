@@ -16,7 +16,7 @@ from exltune.evaluate import whole
 from exltune.evaluate.peers import peer_layers, peer_size
 from exltune.exl3.hessian import Hessian
 from exltune.exl3.tensors import TensorFiles, save_tensors
-from exltune.inventory import read_config
+from exltune.inventory import load_unquantized, read_config
 from exltune.metrics import evaluation_row, paired_difference
 from exltune.pipeline.base_quants import BaseQuant, find_base_quants, head_source, paths_of
 from exltune.pipeline.commands import command_line
@@ -64,6 +64,7 @@ def compare(
         raise UsageError(
             f"groups of {', '.join(map(str, groups)) or 'no'} inputs do not exist", fix="--groups 32,64,128"
         )
+    load_unquantized(model)
     quants, sets = find_base_quants(quants_dir, model), token_sets(data, model)
     held_out = sets[Split.HELD_OUT]
     new = HeldOut(model, data, held_out, trust=trust_data)

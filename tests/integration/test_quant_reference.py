@@ -176,8 +176,8 @@ def test_the_reference_has_the_most_bits(quants, data, tmp_path):
     fail(6, "copied", "it is the reference itself", "fewer bits", here=tmp_path, arguments=itself)
 
 
-@pytest.mark.parametrize("command", ["quantize", "tune"])
-def test_making_quants_needs_the_weights(reference, data, tmp_path, command):
-    more = ("--target-bpw", "3") if command == "tune" else ()
+@pytest.mark.parametrize("command", ["quantize", "tune", "compare"])
+def test_making_quants_needs_the_weights(reference, quants, data, tmp_path, command):
+    more = {"quantize": (), "tune": ("--target-bpw", "3"), "compare": ("--quants", quants)}[command]
     arguments = (command, reference, "--out", tmp_path / "out", *more, *data)
     fail(10, "before they were quantized", "take a quant as the reference", here=tmp_path, arguments=arguments)
