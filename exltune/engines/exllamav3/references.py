@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class ReferenceRows:
-    """States of rows of tokens up to `limit_bytes`; those that were not asked for the longest go first."""
+    """States of rows of tokens up to `limit_bytes`; those that no call was about for the longest go first."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes, self.nbytes = limit_bytes, 0
@@ -21,8 +21,6 @@ class ReferenceRows:
         keys = _keys(tokens)
         if not all(key in self._rows for key in keys):
             return None
-        for key in keys:
-            self._rows.move_to_end(key)
         return torch.stack([self._rows[key] for key in keys])
 
     def keep(self, tokens: Tensor, states: Tensor) -> None:
