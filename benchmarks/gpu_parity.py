@@ -16,10 +16,12 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,17 +135,31 @@ def _taken(name: str, args: argparse.Namespace, seconds: float) -> Result:
     words += [f"--{option}={value}" for option in ("wheels", "save") if (value := getattr(args, option)) is not None]
     start = time.perf_counter()
     with log.open("a") as output:
+        process = subprocess.Popen(
+            list(map(str, words)),
+            cwd=ROOT,
+            env=environment(args.work),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
         try:
-            process = subprocess.run(
-                list(map(str, words)), cwd=ROOT, env=environment(args.work), stdout=output, stderr=output, check=False,
-                timeout=seconds,
-            )  # fmt: skip
+            process.wait(seconds)
             found = json.loads(answer.read_text()) if answer.is_file() else _died(process.returncode, log)
         except subprocess.TimeoutExpired:
             found = {"ok": False, "error": f"it was not done after {seconds:.0f} s: run again to go on"}
+        finally:
+            _end(process)
     if not found["ok"]:
         found["hint"] = _HINTS.get(name, "").replace("WORK", str(args.work))
     return {**found, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a step with all that it started; the build of the extension has a session of its own and goes on."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _died(code: int, log: Path) -> Result:

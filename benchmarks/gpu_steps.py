@@ -165,7 +165,10 @@ def tests(args: argparse.Namespace) -> Result:
     files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
     words = ("-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=-rsf", "-o", "filterwarnings=default", *files)
     out = _run(sys.executable, *words, EXLTUNE_TESTS_NATIVE="1")
-    return {"summary": out.strip().splitlines()[-1]}
+    summary = out.strip().splitlines()[-1]
+    if " passed" not in summary:
+        raise RuntimeError(f"no test ran: {summary}")
+    return {"summary": summary}
 
 
 def encoder(args: argparse.Namespace) -> Result:

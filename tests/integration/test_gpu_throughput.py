@@ -30,15 +30,15 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_figures_follow_from_what_was_counted(script: Any, tmp_path: Path) -> None:
     devices = exllamav3_devices()[:1]
-    found = script.throughput(tmp_path, CONFIGS["glm4moe"], devices, 5, (2, 16), prompt=32)
+    found = script.throughput(tmp_path, CONFIGS["glm4moe"], devices, 3, (2, 16), prompt=32)
     assert ("meaningless" in found) == (devices[0].type == "cpu")
     scoring = found["scoring"]
     one, many = scoring["one"], scoring["many"]
-    assert (one["mixes"], many["mixes"]) == (1, 5)
-    # The unquantized model's layers and one mix's; then those of five mixes that share next to nothing.
+    assert (one["mixes"], many["mixes"]) == (1, 3)
+    # The unquantized model's layers and one mix's; then those of three mixes that share next to nothing.
     assert one["layer_forwards"] == 2 * 3
-    assert 14 <= many["layer_forwards"] <= 6 * 3
-    assert many["tokens_per_second_and_mix"] == pytest.approx(2 * 16 * 5 / many["total_seconds"])
+    assert 9 <= many["layer_forwards"] <= 4 * 3
+    assert many["tokens_per_second_and_mix"] == pytest.approx(2 * 16 * 3 / many["total_seconds"])
     on_disk = {path.parent.name: path.stat().st_size for path in tmp_path.rglob("*.safetensors")}
     reading = scoring["reading"]
     assert reading["one"]["bytes"] == on_disk["model"] + on_disk["2bpw"]

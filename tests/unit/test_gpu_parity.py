@@ -79,7 +79,11 @@ def test_steps_resume_after_one_that_failed(script: Any, tmp_path: Path, monkeyp
 
 
 def test_a_crash_a_hang_and_what_to_do_are_told(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "print('no kernel image', file=sys.stderr, flush=True)\nif name == 'scores': time.sleep(60)\nsys.exit(9)"
+    code = (
+        "import os, subprocess\nprint('no kernel image', file=sys.stderr, flush=True)\n"
+        "if name == 'scores':\n    started = subprocess.Popen(['sleep', '60'])\n"
+        "    pathlib.Path(work, 'pid').write_text(str(started.pid))\n    time.sleep(60)\nsys.exit(9)"
+    )
     with_steps(script, monkeypatch, tmp_path, code, "tests", "scores")
     monkeypatch.setattr(script, "_LEAST_SECONDS", 0)
     assert ended(script, monkeypatch, "--out", tmp_path, "--work", tmp_path, "--minutes", "0.05") == 1
@@ -87,6 +91,10 @@ def test_a_crash_a_hang_and_what_to_do_are_told(script: Any, tmp_path: Path, mon
     assert found["tests"]["error"].startswith("it ended with 9: no kernel image")
     assert found["tests"]["hint"] == f"see {tmp_path}/tests.log"
     assert "run again to go on" in found["scores"]["error"]
+    state, end = Path("/proc", (tmp_path / "pid").read_text(), "stat"), time.monotonic() + 30
+    while state.exists() and " Z " not in state.read_text():
+        assert time.monotonic() < end, "what the step had started is ended with it"
+        time.sleep(0.05)
 
 
 def test_no_step_is_begun_that_would_not_end_in_time(
