@@ -1,6 +1,6 @@
 """Prove the measurement: cheap estimates against exhaustive swaps on many rows, three small models with real quants.
 
-    python benchmarks/measurement.py [--models ...] [--seeds 12] [--mix-seeds 2] [--shares]
+    python benchmarks/measurement.py [--models ...] [--shares]
 
 Every replicate draws 128 rows as its search set; the truth is every swap on all the other rows. Cost is counted in
 passes: every layer and the head once on all 128 rows, states that swaps share counted once (exltune.measure.passes),
@@ -39,8 +39,9 @@ TENTH = 0.1
 #: Targets of the mixes in bpw above the uniform K=2 quant, and the blocks of the pool that score them.
 DELTAS, FRESH = (0.2, 0.5, 1.0, 1.5), (14, 15)
 
-#: Replicates whose mixes are scored, where there are more than two.
-_MIX_SEEDS = {"law (default)": 12, "law, adaptive rows": 12}
+#: Replicates, and those of them whose mixes are scored at a tenth of the cost: most of what the targets are about.
+REPLICATES = {"law (default)": (12, 12), "law, adaptive rows": (12, 12), "S*rfn^p, p by role": (12, 2)}
+_OTHERS = (6, 1)
 
 #: Shares of methods that cost nothing, or whose first half of the passes must already do.
 _ONLY = {"rfn alone": (TENTH,), "law, adaptive rows": SHARES[1:]}
@@ -209,11 +210,16 @@ def main() -> None:
     for method in reversed(METHODS):
         for share in _ONLY.get(method, SHARES) if arguments.shares else (TENTH,):
             for model in arguments.models:
-                mix_seeds = min(arguments.mix_seeds, _MIX_SEEDS.get(method, 2)) if share == TENTH else 0
-                rows.append(kept_row(model, method, share, arguments.seeds, mix_seeds))
+                seeds, mix_seeds = REPLICATES.get(method, _OTHERS)
+                rows.append(kept_row(model, method, share, seeds, mix_seeds if share == TENTH else 0))
                 print(rows[-1], flush=True)
     met = verdicts(rows)
-    settings = {"rows": ROWS, "pool_rows": {model: truth_of(model).rows for model in arguments.models}}
+    settings = {
+        "replicates": REPLICATES,
+        "other_replicates": _OTHERS,
+        "rows": ROWS,
+        "pool_rows": {model: truth_of(model).rows for model in arguments.models},
+    }
     summary = {**vars(arguments), **settings, "targets": met, "rows_of_table": [asdict(row) for row in rows]}
     (ROOT / "measurements" / "measurement.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(table(rows))
@@ -224,8 +230,6 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--seeds", type=int, default=12, help="replicates")
-    parser.add_argument("--mix-seeds", type=int, default=12, help="replicates whose mixes are scored at the most")
     parser.add_argument("--shares", action="store_true", help="also at other costs than a tenth")
     return parser.parse_args()
 

@@ -122,8 +122,9 @@ class Database:
             if names:
                 raise DataError("it is another program's database", where=self.name, fix="Give another --store")
             return
-        number = connection.execute(select(version.c.number)).scalar_one()
-        if number != SCHEMA_VERSION:
+        # Nothing yet where another process is making it at this moment.
+        number = connection.execute(select(version.c.number)).scalar_one_or_none()
+        if number not in (None, SCHEMA_VERSION):
             raise DataError(
                 f"the probe store has version {number}, and this exltune reads and writes version {SCHEMA_VERSION}",
                 where=self.name,

@@ -20,6 +20,7 @@ from exltune.store.probes import rows_key
 JSONL, CSV = ".jsonl", ".csv"
 
 _CONTEXT = tuple(ProbeContext.model_fields)
+_REFERENCE = "reference"
 _PROBE = (*_CONTEXT, "mix", "swaps", "token_rows", "row_length", "created")
 _SUMS = ("kl_ref_mix", "kl_mix_ref", "nll", *(f"top_{k}" for k in range(1, 6)))
 _COLUMNS = (*_PROBE, "row", *_SUMS)
@@ -50,7 +51,9 @@ def _fixed(probe: StoredProbe) -> list[object]:
     swaps = json.dumps(probe.mix.model_dump(mode="json")["swaps"], sort_keys=True)
     group = rows_key([bytes.fromhex(row) for row in probe.rows])
     context = probe.context.model_dump(mode="json")
-    return [*(context[key] for key in _CONTEXT), probe.mix.name, swaps, group, probe.row_length, probe.created]
+    # What is a record in itself is JSON in its cell, as swaps are; what is not there is an empty one.
+    cells = (json.dumps(value, sort_keys=True) if isinstance(value, dict) else value for value in context.values())
+    return [*cells, probe.mix.name, swaps, group, probe.row_length, probe.created]
 
 
 def _sums(probe: StoredProbe) -> list[tuple[float, ...]]:
@@ -83,7 +86,7 @@ def _probe(lines: list[dict[str, str]]) -> StoredProbe:
     first = lines[0]
     kl_ref_mix, kl_mix_ref, nll, *top_k = ([line[name] for line in lines] for name in _SUMS)
     return StoredProbe(
-        context=ProbeContext(**{key: first[key] for key in _CONTEXT}),
+        context=_context(first),
         mix=ProbedMix(name=first["mix"], swaps=json.loads(first["swaps"])),
         row_length=int(first["row_length"]),
         rows=tuple(line["row"] for line in lines),
@@ -97,6 +100,12 @@ def _probe(lines: list[dict[str, str]]) -> StoredProbe:
             top_k=tuple(tuple(map(int, hits)) for hits in top_k),
         ),
     )
+
+
+def _context(line: dict[str, str]) -> ProbeContext:
+    cells: dict[str, object] = {key: line[key] for key in _CONTEXT}
+    cells[_REFERENCE] = json.loads(line[_REFERENCE]) if line[_REFERENCE] else None
+    return ProbeContext.model_validate(cells)
 
 
 def _unreadable(path: Path, line: int, error: Exception) -> DataError:

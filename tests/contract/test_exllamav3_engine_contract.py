@@ -40,10 +40,15 @@ class TestExllamaEngine(EngineContract):
 
 def without_window(model: TinyModel, out: Path) -> TinyModel:
     """The same model and quants, attending to everything."""
-    config = json.loads((model.path / "config.json").read_text())
-    if not config.get("use_sliding_window"):
+    if not json.loads((model.path / "config.json").read_text()).get("use_sliding_window"):
         return model
-    out.mkdir()
-    (out / "model.safetensors").symlink_to(model.path / "model.safetensors")
+    quants = {choice: _without_window(path, out / choice) for choice, path in model.quants.items()}
+    return replace(model, path=_without_window(model.path, out / "model"), quants=quants)
+
+
+def _without_window(path: Path, out: Path) -> Path:
+    config = json.loads((path / "config.json").read_text())
+    out.mkdir(parents=True)
+    (out / "model.safetensors").symlink_to(path / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config | {"use_sliding_window": False}))
-    return replace(model, path=out)
+    return out

@@ -165,6 +165,11 @@ def test_probes_are_kept_apart_in_one_store(measured, measurement, tmp_path):
         "4bpw_H6",
     ]
     assert "against 4bpw_H6" in exltune("measurements", "list", both).stdout
+    for suffix in ("csv", "jsonl"):
+        file, fresh = tmp_path / f"probes.{suffix}", tmp_path / f"{suffix}.db"
+        succeed("measurements", "export", both, "--out", file)
+        succeed("measurements", "merge", fresh, file)
+        assert succeed("measurements", "list", fresh)["sets"] == sets
 
 
 def test_the_reference_has_the_most_bits(quants, data, tmp_path):
