@@ -42,13 +42,13 @@ def without_window(model: TinyModel, out: Path) -> TinyModel:
     """The same model and quants, attending to everything."""
     if not json.loads((model.path / "config.json").read_text()).get("use_sliding_window"):
         return model
-    quants = {choice: _without_window(path, out / choice) for choice, path in model.quants.items()}
-    return replace(model, path=_without_window(model.path, out / "model"), quants=quants)
+    quants = {choice: _seeing_all(path, out / choice) for choice, path in model.quants.items()}
+    return replace(model, path=_seeing_all(model.path, out / "model"), quants=quants)
 
 
-def _without_window(path: Path, out: Path) -> Path:
-    config = json.loads((path / "config.json").read_text())
+def _seeing_all(directory: Path, out: Path) -> Path:
     out.mkdir(parents=True)
-    (out / "model.safetensors").symlink_to(path / "model.safetensors")
+    (out / "model.safetensors").symlink_to(directory / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"use_sliding_window": False}))
     return out
