@@ -102,7 +102,7 @@ def test_png(recipe: Path, tmp_path: Path) -> None:
     seen = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
     widths = {group["bits"] for group in found["groups"]}
     assert len(widths) > 2
-    assert {width for width in (1, 2, 3, 4, 5, 6, 7, 8) if bit_colour(width) in seen} == widths
+    assert {width for width in (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8) if bit_colour(width) in seen} == widths
 
 
 def test_a_recipe_without_our_block_needs_a_model(recipe: Path, tmp_path: Path) -> None:
