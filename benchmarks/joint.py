@@ -1,7 +1,7 @@
 """Time the exact joint optimum of weights, head and KV cache on GLM-4.7, and hold it against every cache alone.
 
-The measurement is made up over the real inventory: 638 groups at 8 widths, a head at 5, k and v at 7 each. Times are
-of one core's own work, and by the clock where that differs (other processes).
+The measurement is made up over the real inventory at level l3: 638 units at 8 widths, a head at 5, k and v at 7 each.
+Times are of one core's own work, and by the clock where that differs (other processes).
 
     OMP_NUM_THREADS=1 python benchmarks/joint.py [--vram 144GiB] [--context 102400] [--brute-force]
 """
@@ -60,12 +60,12 @@ def joint_optimum(config: dict[str, object], measurement: Measurement, limits: L
 
 def best_alone(config: dict[str, object], measurement: Measurement, limits: Limits, use: Use) -> Optimum:
     """The best of every head with every cache, each with an exact knapsack of its own."""
-    everything = Joint(model_profile(config), measurement, head_open=True)
     best: Optimum | None = None
-    for cache in (FP16_CACHE, *(CacheBits(k=k, v=v) for k, v in product(range(2, 9), repeat=2))):
-        for head in HEADS:
+    for head in HEADS:
+        alone = Joint(model_profile(config), measurement, head_bits=head)
+        for cache in (FP16_CACHE, *(CacheBits(k=k, v=v) for k, v in product(range(2, 9), repeat=2))):
             try:
-                found = everything.optimum(limits, use.model_copy(update={"cache": cache}), head_bits=head)
+                found = alone.optimum(limits, use.model_copy(update={"cache": cache}))
             except BudgetError:
                 continue
             best = found if best is None or found.predicted_kld < best.predicted_kld else best
@@ -84,7 +84,7 @@ def main() -> None:
     inventory = inventory_from_config(config)
     measurement = synthetic_measurement(inventory, WIDTHS, [*HEADS, 8.0])
     probes = sum(len(unit.probes) for unit in (*measurement.exltune.groups, *measurement.exltune.wider))
-    print(f"{len(inventory.groups)} groups, {probes} probes, {args.vram}, {args.context} tokens")
+    print(f"{len(measurement.exltune.groups)} units, {probes} probes, {args.vram}, {args.context} tokens")
     limits, use = Limits(Hardware(vram_bytes=parse_size(args.vram))), Use(context=args.context)
     kld = timed("joint optimum, all included", lambda: joint_optimum(config, measurement, limits, use))
     law = timed("law", lambda: Joint(model_profile(config), measurement, head_open=True))
