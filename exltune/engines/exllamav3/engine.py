@@ -17,23 +17,22 @@ from exltune.engines.checks import check_mix, check_tokens
 from exltune.engines.exllamav3.capture import CapturePass
 from exltune.engines.exllamav3.converter import convert
 from exltune.engines.exllamav3.fits import hold_to
-from exltune.engines.exllamav3.head import RowSums
 from exltune.engines.exllamav3.references import ReferenceRows
 from exltune.engines.exllamav3.runtime import import_exllamav3, named_devices
 from exltune.engines.exllamav3.scoring import Limits, ScorePass
 from exltune.engines.exllamav3.shelf import Shelf
 from exltune.engines.exllamav3.worker import Worker
-from exltune.engines.reference.prefix_tree import PrefixTree, build_tree
+from exltune.engines.reference.prefix_tree import build_tree
+from exltune.engines.reference.results import scores_of
 from exltune.engines.reference.states import peak_states
 from exltune.engines.reference.weights import CheckpointWeights
-from exltune.errors import EngineError, NonFiniteError, UsageError
+from exltune.errors import EngineError, UsageError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.hessian import Hessian, RotatedHessian
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.quantizer import QuantStats, quantize_linear
 from exltune.exl3.tensors import TensorFiles
 from exltune.inventory import is_exl3, load_inventory, load_unquantized, model_shape, read_config
-from exltune.metrics import score_from_rows
 from exltune.schema.mix import REFERENCE, Choice, Mix
 from exltune.schema.score import Score
 
@@ -103,7 +102,7 @@ class ExllamaEngine:
         if run.reference is not None:
             self._references.keep(tokens, run.reference)
         self.stats.total_seconds = perf_counter() - start
-        return _scores(mixes, tree, sums, tokens.shape[1] - 1)
+        return scores_of(mixes, tree, sums, tokens.shape[1] - 1)
 
     def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
         """As Engine.rows_at_once; files beside the RAM are memory too."""
@@ -191,14 +190,3 @@ def _lost_devices() -> Iterator[None]:
             f"a CUDA device failed ({str(error).splitlines()[0]})",
             fix="See nvidia-smi and dmesg, then run the same command again: what was scored before is kept",
         ) from error
-
-
-def _scores(mixes: Sequence[Mix], tree: PrefixTree, sums: RowSums, positions: int) -> list[Score]:
-    pairs = list(zip(mixes, tree.leaves, strict=True))
-    broken = tuple(mix.name for mix, leaf in pairs if not torch.isfinite(sums[leaf]).all())
-    if broken:
-        names = ", ".join(map(repr, broken))
-        raise NonFiniteError(
-            f"the scores of mix {names} are NaN or inf", fix="Check the quants it is made of", mixes=broken
-        )
-    return [score_from_rows(mix.name, sums[leaf].numpy(), positions) for mix, leaf in pairs]

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor
 
 from exltune.engines.exllamav3.worker import Worker
+from exltune.engines.reference.results import Leaf
 from exltune.errors import NonFiniteError
 from exltune.metrics import ReferenceLogits
-from exltune.schema.mix import REFERENCE, Choice
-
-#: A leaf of the prefix tree: (state after the last layer, head choice).
-Leaf = tuple[int, Choice]
-
-#: Sums of a leaf per row, (3 + 5, rows) fp64, ordered as PositionMetrics.stacked.
-RowSums = Mapping[Leaf, Tensor]
+from exltune.schema.mix import REFERENCE
 
 
 def row_sums(

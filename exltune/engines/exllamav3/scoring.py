@@ -18,11 +18,12 @@ from torch import Tensor
 
 from exltune.engines.base import Progress, ScoreStats
 from exltune.engines.exllamav3.fits import Fits, device_bytes
-from exltune.engines.exllamav3.head import Leaf, RowSums, row_sums
+from exltune.engines.exllamav3.head import row_sums
 from exltune.engines.exllamav3.shelf import GroupChoice, Shelf
 from exltune.engines.exllamav3.states import StatePool
 from exltune.engines.exllamav3.worker import Worker
 from exltune.engines.reference.prefix_tree import Edge, PrefixTree, layer_groups, needed_by_leaves
+from exltune.engines.reference.results import Leaf, RowSums
 from exltune.engines.reference.states import Batch, LayerStep
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Choice

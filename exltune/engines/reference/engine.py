@@ -13,21 +13,20 @@ from torch import Tensor
 from exltune.engines.base import MIN_EXPERT_TOKENS, LayerCapture, Progress, ScoreStats
 from exltune.engines.checks import check_mix, check_tokens
 from exltune.engines.reference.capture import CapturePass
-from exltune.engines.reference.head import RowSums
-from exltune.engines.reference.prefix_tree import PrefixTree, build_tree
+from exltune.engines.reference.prefix_tree import build_tree
+from exltune.engines.reference.results import scores_of
 from exltune.engines.reference.scoring import Limits, ScorePass
 from exltune.engines.reference.shell import ModelShell
 from exltune.engines.reference.states import peak_states
 from exltune.engines.reference.store import WeightStore
 from exltune.engines.reference.workers import Workers
-from exltune.errors import NonFiniteError, UsageError
+from exltune.errors import UsageError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.hessian import Hessian, RotatedHessian
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.quantizer import QuantStats, quantize_linear
 from exltune.exl3.tensors import TensorFiles
 from exltune.inventory import load_inventory, load_unquantized
-from exltune.metrics import score_from_rows
 from exltune.schema.inventory import LinearSpec
 from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score
@@ -135,7 +134,7 @@ class ReferenceEngine:
         run = ScorePass(self.shell, self.store, self.inventory, self.limits, workers, self.stats)
         sums = run.run(tree, tokens, progress)
         self.stats.distinct_mixes += len(sums)
-        return _scores(mixes, tree, sums, tokens.shape[1] - 1)
+        return scores_of(mixes, tree, sums, tokens.shape[1] - 1)
 
     @property
     def _thread_count(self) -> int:
@@ -153,14 +152,3 @@ def _part_of(progress: Progress | None, number: int, parts: int) -> Progress | N
     if progress is None or parts == 1:
         return progress
     return lambda done, total, what: progress(number * total + done, parts * total, what)
-
-
-def _scores(mixes: Sequence[Mix], tree: PrefixTree, sums: RowSums, positions: int) -> list[Score]:
-    pairs = list(zip(mixes, tree.leaves, strict=True))
-    broken = tuple(mix.name for mix, leaf in pairs if not torch.isfinite(sums[leaf]).all())
-    if broken:
-        names = ", ".join(map(repr, broken))
-        raise NonFiniteError(
-            f"the scores of mix {names} are NaN or inf", fix="Check the quants it is made of", mixes=broken
-        )
-    return [score_from_rows(mix.name, sums[leaf].numpy(), positions) for mix, leaf in pairs]

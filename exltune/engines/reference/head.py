@@ -9,18 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exltune.engines.reference.layer import Tensors
+from exltune.engines.reference.results import Leaf, RowSums
 from exltune.engines.reference.shell import ModelShell
 from exltune.engines.reference.store import WeightStore
 from exltune.engines.reference.workers import Workers
 from exltune.errors import NonFiniteError
 from exltune.metrics import ReferenceLogits
 from exltune.schema.mix import REFERENCE, Choice
-
-#: A leaf of the prefix tree: (state after the last layer, head choice).
-Leaf = tuple[int, Choice]
-
-#: Sums of a leaf per row, (3 + 5, rows) fp64, ordered as PositionMetrics.stacked.
-RowSums = Mapping[Leaf, Tensor]
 
 
 class HeadPass:
