@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BITS, HEAD_BITS = "2,3,4,5,6,8", "6"
 #: What a tune begins with: half rates, where the codebook has them, and heads of 3 to 8 bits.
-_WIDE_BITS, _WIDE_HEAD_BITS = "2,2.5,3,3.5,4,5,6,8", "auto"
+WIDE_BITS, WIDE_HEAD_BITS = "2,2.5,3,3.5,4,5,6,8", "auto"
 
 
 def tune(
@@ -36,9 +36,9 @@ def tune(
     offload_layers: memory.OffloadLayers = 0,
     bits: Annotated[
         str | None,
-        typer.Option("--bits", help="Bit widths of the base quants.", show_default=f"{_WIDE_BITS}; not mul1: {BITS}"),
+        typer.Option("--bits", help="Bit widths of the base quants.", show_default=f"{WIDE_BITS}; not mul1: {BITS}"),
     ] = None,
-    head_bits: options.HeadBits = _WIDE_HEAD_BITS,
+    head_bits: options.HeadBits = WIDE_HEAD_BITS,
     codebook: options.CodebookOption = options.CodebookName.MUL1,
     level: options.Level = "l3",
     data: options.Data = None,
@@ -61,7 +61,7 @@ def tune(
         from exltune.pipeline.space import Asked
         from exltune.pipeline.tune import tune as run
 
-        widths = bits or (_WIDE_BITS if codebook is options.CodebookName.MUL1 else BITS)
+        widths = bits or (WIDE_BITS if codebook is options.CodebookName.MUL1 else BITS)
         settings = quant_settings(widths, head_bits, codebook)
         asked = Asked(
             limits=memory.limits(gpus, vram, ram, target_bpw, size),

@@ -8,6 +8,10 @@ import yaml
 from command_line import contents, exltune, fail, run_until_killed, succeed
 from test_cli import HELD_OUT_TOKENS, ROW
 
+from exltune.cli.options import CodebookName
+from exltune.cli.tune import WIDE_BITS, WIDE_HEAD_BITS, quant_settings
+from exltune.pipeline.tune import WIDE
+
 SEARCH = ("--target-bpw", "3.7", "--passes", "4")
 SETTINGS = ("--bits", "3,4", "--head-bits", "6", *SEARCH)
 
@@ -129,3 +133,7 @@ def test_hardware_as_the_budget(moe_model, data, tmp_path):
 )
 def test_budgets_that_cannot_be(moe_model, data, tmp_path, budget, code, word):
     fail(code, word, here=tmp_path, arguments=("tune", moe_model, "--out", tmp_path / "t", *budget, *data))
+
+
+def test_the_command_line_begins_with_what_the_demo_does():
+    assert quant_settings(WIDE_BITS, WIDE_HEAD_BITS, CodebookName.MUL1) == WIDE
