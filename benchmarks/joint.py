@@ -25,11 +25,11 @@ from synthetic_measurement import synthetic_measurement  # noqa: E402
 from exltune.budget import Limits, model_profile, parse_size  # noqa: E402
 from exltune.errors import BudgetError  # noqa: E402
 from exltune.inventory import inventory_from_config  # noqa: E402
-from exltune.pipeline.joint import Joint, Optimum  # noqa: E402
-from exltune.pipeline.space import Asked, search_space  # noqa: E402
 from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Use  # noqa: E402
 from exltune.schema.measurement import Measurement  # noqa: E402
 from exltune.search import Surrogate, solve  # noqa: E402
+from exltune.search.space.joint import Joint, Optimum  # noqa: E402
+from exltune.search.space.space import Asked, search_space  # noqa: E402
 
 CONFIG = ROOT / "tests/fixtures/configs/glm-4.7.json"
 WIDTHS, HEADS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0), (4.0, 5.0, 6.0, 7.0, 8.0)

@@ -30,7 +30,7 @@ from search_stage import MODELS, ROOT
 import exltune
 from exltune.budget import SizeModel
 from exltune.schema.mix import Mix
-from exltune.search.knapsack import Option, solve_knapsack
+from exltune.search.solve.knapsack import Option, solve_knapsack
 
 #: Shares of the exhaustive cost.
 SHARES = (0.05, 0.1, 0.2)

@@ -27,12 +27,12 @@ from search_stage import MODELS, OPEN, QUANTS, ROOT, Stage, at_measurement, stag
 
 import exltune
 from exltune.measure import Budget, plan_for, probe_name, summarize
-from exltune.pipeline.base_quants import quant_sizes
+from exltune.pipeline.quants.base_quants import quant_sizes
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import Mix
 from exltune.schema.score import Score
 from exltune.schema.tokens import Split
-from exltune.search import SearchSettings
+from exltune.search import SearchOptions
 
 #: Targets in bpw above the uniform K=2 quant.
 DELTAS = (0.5, 1.0, 1.5)
@@ -100,7 +100,7 @@ def searched(model: str, delta: float, seed: int, kind: str) -> Row:
     space = stage.space(delta, QUANTS.widths, OPEN)
     if kind == DEFAULT:
         space = at_measurement(space, default_measurement(model)[0])
-    row = ours(Cell(stage, delta), kind, space, SearchSettings(passes=PASSES, seed=seed))
+    row = ours(Cell(stage, delta), kind, space, SearchOptions(passes=PASSES, seed=seed))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(row)))
     return row

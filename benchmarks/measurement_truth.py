@@ -25,10 +25,10 @@ from torch import Tensor
 from exltune.engines.base import Engine, open_engine
 from exltune.inventory import groups_at_level, load_inventory
 from exltune.measure import ExhaustivePlan, QuantHead
-from exltune.pipeline.base_quants import BaseQuant, find_base_quants, head_source, paths_of
-from exltune.pipeline.data import ids, token_sets
 from exltune.pipeline.demo import DEMO_DATA
-from exltune.pipeline.quantize import quantize
+from exltune.pipeline.quants.base_quants import BaseQuant, find_base_quants, head_source, paths_of
+from exltune.pipeline.quants.quantize import quantize
+from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.tokens import Split

@@ -17,9 +17,10 @@ from exltune.budget import Limits
 from exltune.cli.console import RichReporter
 from exltune.cli.tables import evaluation_table, standings_table, verdict_lines
 from exltune.pipeline.demo import DEMO_DATA
-from exltune.pipeline.space import AUTO, Asked
-from exltune.pipeline.tune import MEASUREMENT, WIDE, evaluation_of, tune
+from exltune.pipeline.tune import WIDE, evaluation_of, tune
 from exltune.schema.measurement import Measurement
+from exltune.search.space.space import AUTO, Asked
+from exltune.store.names import MEASUREMENT
 from exltune.store.records import read_record, write_record
 
 ROOT = Path(__file__).resolve().parent.parent

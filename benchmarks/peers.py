@@ -14,16 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from exltune.budget import SizeModel, directory_size
-from exltune.cli.compare_tables import compare_lines, gain
-from exltune.cli.gate_tables import gate_lines
+from exltune.cli.compare_tables import compare_lines
+from exltune.cli.peers_tables import gain, peers_lines
 from exltune.cli.tables import size
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import load_inventory
-from exltune.pipeline.base_quants import find_base_quants, head_source
-from exltune.pipeline.build import build
-from exltune.pipeline.compare import compare
 from exltune.pipeline.demo import DEMO_DATA, DEMO_MODEL
-from exltune.pipeline.gate import GateSettings, Side, gate
+from exltune.pipeline.evaluation.compare import CompareOptions, Side, compare
+from exltune.pipeline.evaluation.peers import peers
+from exltune.pipeline.quants.base_quants import find_base_quants, head_source
+from exltune.pipeline.quants.build import build
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.recipe import Recipe
 from exltune.search import smallest_strategy_at_least
@@ -43,7 +43,7 @@ def main() -> None:
 
 def _print_comparison(model: Path, tuned: Path, out: Path | None) -> None:
     start = time.monotonic()
-    found = compare(model, tuned / "quants", DEMO_DATA, out=out and out / "compare.json", force=True)
+    found = peers(model, tuned / "quants", DEMO_DATA, out=out and out / "compare.json", force=True)
     print(f"\n{found.base[0].tokens:,} held-out tokens, {time.monotonic() - start:.0f} s\n")
     print(
         "| Quant | Size | bpw | KL(quant‖ref) | KL(ref‖quant) | Perplexity | Top-1 | less KL(ref‖quant) than the peer |"
@@ -55,7 +55,7 @@ def _print_comparison(model: Path, tuned: Path, out: Path | None) -> None:
         print(_line(f"**{peer.row.name}**", peer.row, ""))
         for match in peer.matches:
             print(_line(match.row.name, match.row, gain(match)))
-    print("\n" + "\n".join(compare_lines(found)))
+    print("\n" + "\n".join(peers_lines(found)))
 
 
 def _line(name: str, row: EvaluationRow, gained: str) -> str:
@@ -79,8 +79,10 @@ def _print_gate(model: Path, tuned: Path, out: Path | None) -> None:
     with TemporaryDirectory() as folder:
         uniform = _build_uniform(model, tuned, Path(folder))
         # A recipe by hand notes no texts; its base quants are the tuned mix's own.
-        settings = GateSettings(DEMO_DATA, trust_data=True)
-        found = gate(Side(tuned / "model"), Side(uniform), model, settings, out=out and out / "gate.json", force=True)
+        settings = CompareOptions(DEMO_DATA, trust_data=True)
+        found = compare(
+            Side(tuned / "model"), Side(uniform), model, settings, out=out and out / "gate.json", force=True
+        )
     print(
         "\n| Metric | tuned | uniform | better by | 95 % interval | p | p, Holm | |\n|---|--:|--:|--:|--:|--:|--:|---|"
     )
@@ -89,7 +91,7 @@ def _print_gate(model: Path, tuned: Path, out: Path | None) -> None:
         cells = (metric.name, f"{metric.candidate:.4f}", f"{metric.baseline:.4f}", f"{metric.difference:+.4f}")
         cells += (f"{low:+.4f} to {high:+.4f}", f"{metric.p:.2g}", f"{metric.p_holm:.2g}", metric.outcome.value)
         print(f"| {' | '.join(cells)} |")
-    print("\n" + "\n".join(gate_lines(found, 0.05)))
+    print("\n" + "\n".join(compare_lines(found, 0.05)))
 
 
 def _build_uniform(model: Path, tuned: Path, folder: Path) -> Path:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from exltune.budget import parse_size
 from exltune.engines import Resources
+from exltune.engines.ray.cluster import RayOptions, RayScorer
 from exltune.measure import Budget
-from exltune.pipeline.data import data_settings
-from exltune.pipeline.measure import measure
-from exltune.pipeline.ray_scorer import RayScorer, RaySettings
-from exltune.pipeline.reporter import Silent
+from exltune.pipeline.common.reporter import Silent
+from exltune.pipeline.measurement.measure import measure
+from exltune.pipeline.texts.token_sets import data_options_of
 
 
 class Stopwatch(Silent):
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--row-length", type=int, default=128)
     parser.add_argument("--max-ram", default="24MiB")
     asked = parser.parse_args()
-    texts = data_settings([], rows=asked.rows, row_length=asked.row_length)
+    texts = data_options_of([], rows=asked.rows, row_length=asked.row_length)
     seconds, files = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for workers in (1, 2):
@@ -59,7 +59,7 @@ def main() -> None:
                 texts,
                 budget=Budget(everything=True),
                 resources=Resources(state_bytes=parse_size(asked.max_ram, "--max-ram")),
-                ray=RaySettings(),
+                ray=RayOptions(),
                 reporter=watch,
             )
             seconds[workers] = watch.seconds

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from exltune.engines.reference.engine import ReferenceEngine
-from exltune.engines.reference.prefix_tree import build_tree
+from exltune.engines.streaming.prefix_tree import build_tree
 from exltune.metrics import ReferenceLogits
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Mix

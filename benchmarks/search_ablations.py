@@ -10,11 +10,11 @@ from dataclasses import replace
 from search_methods import PASSES, Cell, Row, Taken, mutated, ours
 from search_stage import OPEN, QUANTS, SAME_WIDTHS, at_measurement, with_flat_singles
 
-from exltune.search import MAKERS, SearchSettings, surrogate
+from exltune.search import MAKERS, SearchOptions, surrogate
 
-_ALL = SearchSettings(passes=PASSES)
+_ALL = SearchOptions(passes=PASSES)
 #: Settings of the loop that leave something out.
-_SETTINGS: Mapping[str, SearchSettings] = {
+_SETTINGS: Mapping[str, SearchOptions] = {
     "no-refit": replace(_ALL, refit=False),
     **{f"no-{name}": replace(_ALL, sources=tuple(one for one in MAKERS if one != name)) for name in MAKERS},
 }

@@ -20,8 +20,8 @@ import torch
 from search_methods import PASSES, Cell, search
 from search_stage import DELTAS, MODELS, stage_of
 
-from exltune.search import SearchProblem, SearchSettings, Surrogate
-from exltune.search.surrogate import uniform_mixes
+from exltune.search import SearchOptions, SearchProblem, Surrogate
+from exltune.search.law.surrogate import uniform_mixes
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def scored_mixes(
     centres = []
     for delta in deltas:
         cell = Cell(stage_of(model), delta)
-        outcome, _ = search(cell, cell.stage.space(delta), SearchSettings(passes=PASSES))
+        outcome, _ = search(cell, cell.stage.space(delta), SearchOptions(passes=PASSES))
         assert outcome.search is not None
         ledger, here = outcome.search.ledger, {}
         for mix, kld in ledger.scored():

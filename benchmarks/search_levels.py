@@ -26,7 +26,7 @@ from search_stage import MODELS, WORK, prepare, stage_of
 from exltune.cli.console import RichReporter
 from exltune.inventory import groups_at_level
 from exltune.measure import Budget, parse_budget
-from exltune.search import SearchSettings
+from exltune.search import SearchOptions
 
 #: Targets in bpw above the uniform K=2 quant.
 DELTAS = (0.2, 0.5, 1.0, 1.5, 2.2)
@@ -56,7 +56,7 @@ def run(task: Task) -> Row:
         return Row(**json.loads(file.read_text()))
     cell = Cell(stage_of(task.model, task.level, task.budget), task.delta)
     space = cell.stage.space(task.delta)
-    row = ours(cell, f"l{task.level}", space, SearchSettings(passes=PASSES, seed=task.seed))
+    row = ours(cell, f"l{task.level}", space, SearchOptions(passes=PASSES, seed=task.seed))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(row)))
     return row

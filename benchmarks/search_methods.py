@@ -17,15 +17,15 @@ from optuna.trial import TrialState, create_trial
 from search_stage import OPEN, QUANTS, ROOT, SAME_WIDTHS, Stage, restricted
 
 from exltune.metrics import mean_and_se, row_means
-from exltune.pipeline.optimize import OptimizeSettings, SearchOutcome, _Run
-from exltune.pipeline.reporter import Silent
-from exltune.pipeline.search import Scorer
-from exltune.pipeline.space import Space
+from exltune.pipeline.common.reporter import Silent
+from exltune.pipeline.optimization.optimize import OptimizeOptions, SearchOutcome, _Run
+from exltune.pipeline.optimization.search import Scorer
+from exltune.schema.baseline import Seed
 from exltune.schema.mix import Mix, MixSize
-from exltune.schema.seed import Seed
 from exltune.schema.tokens import Split
-from exltune.search import SEED, SearchProblem, SearchSettings, load_all_rules, propose
-from exltune.search.proposals import strategy, uniform
+from exltune.search import SEED, SearchOptions, SearchProblem, load_all_rules, propose
+from exltune.search.baselines.methods import strategy, uniform
+from exltune.search.space.space import Space
 
 #: Passes that ours may spend beside the seeds' scores, and mixes that the black boxes may score.
 PASSES, MIXES = 32.0, 44
@@ -114,11 +114,11 @@ class _InMemory(_Run):
 
 
 def search(
-    cell: Cell, space: Space, settings: SearchSettings, *, rules: bool = True
+    cell: Cell, space: Space, settings: SearchOptions, *, rules: bool = True
 ) -> tuple[SearchOutcome, Sequence[Seed]]:
     """The pipeline's own search and verdict, with scores from the kept ones; and the seeds it had."""
     stage = cell.stage
-    options = OptimizeSettings(search=settings)
+    options = OptimizeOptions(search=settings)
     measurement = space.problem.measurement
     assert measurement is not None
     run = _InMemory([space], options, measurement, Path("unused"), Silent(), ())
@@ -131,7 +131,7 @@ def search(
     return outcome, run.seeds[0]
 
 
-def ours(cell: Cell, method: str, space: Space, settings: SearchSettings, *, rules: bool = True) -> Row:
+def ours(cell: Cell, method: str, space: Space, settings: SearchOptions, *, rules: bool = True) -> Row:
     """What the search hands over."""
     outcome, seeds = search(cell, space, settings, rules=rules)
     winner, loop = outcome.standings[0][0], outcome.search
@@ -151,7 +151,7 @@ def ours(cell: Cell, method: str, space: Space, settings: SearchSettings, *, rul
 
 def both_spaces(cell: Cell, seed: int) -> list[Row]:
     """Ours on the same space as all others, and on the wide one."""
-    settings = SearchSettings(passes=PASSES, seed=seed)
+    settings = SearchOptions(passes=PASSES, seed=seed)
     return [
         ours(cell, "ours", cell.stage.space(cell.delta), settings),
         ours(cell, "ours-wide", cell.stage.space(cell.delta, QUANTS.widths, OPEN), settings),

@@ -17,17 +17,17 @@ from exltune.budget import Limits
 from exltune.engines.base import AUTO, Engine, Progress, open_engine
 from exltune.inventory import read_config
 from exltune.measure import Budget
-from exltune.pipeline.data import ids, token_sets
+from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.demo import DEMO_DATA
-from exltune.pipeline.measure import measure
-from exltune.pipeline.quantize import QuantizeSettings, quantize
-from exltune.pipeline.reporter import Reporter
-from exltune.pipeline.space import Asked, Space, search_space
+from exltune.pipeline.measurement.measure import measure
+from exltune.pipeline.quants.quantize import QuantizeOptions, quantize
+from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import Mix
 from exltune.schema.score import Score
 from exltune.schema.tokens import Split
-from exltune.search.costs import nmse
+from exltune.search.law.costs import nmse
+from exltune.search.space.space import Asked, Space, search_space
 from exltune.store.records import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,7 @@ WORK = ROOT / "out" / "search-benchmark"
 MODELS = ("glm4moe", "qwen3moe", "qwen3")
 #: Targets in bpw above the uniform K=2 quant.
 DELTAS = (0.05, 0.2, 0.5, 1.0, 1.5, 2.2)
-QUANTS = QuantizeSettings(widths=(2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0), head_bits=(3.0, 4.0, 5.0, 6, 6, 6, 6, 8.0))
+QUANTS = QuantizeOptions(widths=(2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0), head_bits=(3.0, 4.0, 5.0, 6, 6, 6, 6, 8.0))
 #: What exltune quantize makes without options: the same space for all methods.
 SAME_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 #: A head whose bits the search chooses.

@@ -16,8 +16,8 @@ ExltuneError
 ├── VerdictError            9   the demo's tuned mix did not win
 ├── StorageError           15   the system refuses to read or write: a full disk, no permission
 ├── DeployError            16   a server refuses, fails, is gone, or serves something else than was planned
-├── GateRefusedError       17   two quants that cannot be compared: other bytes, other tokens, incomplete runs
-├── GateLostError          18   the candidate is worse than the baseline
+├── CompareRefusedError       17   two quants that cannot be compared: other bytes, other tokens, incomplete runs
+├── CompareLostError          18   the candidate is worse than the baseline
 ├── HubError               19   the Hugging Face Hub refuses, fails or cannot be reached
 ├── EngineError            21   an engine cannot run here, or what it runs on fails
 └── WorkerLostError        20   workers of a cluster are lost again and again, or never come
@@ -145,13 +145,13 @@ class DeployError(ExltuneError):
     exit_code = 16
 
 
-class GateRefusedError(ExltuneError):
+class CompareRefusedError(ExltuneError):
     """Two quants cannot be compared: other bytes, other or known tokens, incomplete runs."""
 
     exit_code = 17
 
 
-class GateLostError(ExltuneError):
+class CompareLostError(ExltuneError):
     """The candidate is worse than the baseline."""
 
     exit_code = 18

@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from exltune.pipeline.ray_scorer import RayScorer
+from exltune.engines.ray.cluster import RayScorer
 from exltune.store.probes import ProbeStore
 
 

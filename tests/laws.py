@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from exltune.budget import Limits, ModelProfile, SizeModel
-from exltune.budget.limits import weights_budget
+from exltune.budget.plan.limits import weights_budget
 from exltune.engines.base import ScoreStats
 from exltune.errors import BudgetError, NonFiniteError
 from exltune.inventory import groups_at_level, inventory_from_config
-from exltune.pipeline.reporter import Silent
-from exltune.pipeline.search import Scorer, run_rounds
+from exltune.pipeline.common.reporter import Silent
+from exltune.pipeline.optimization.search import Scorer, run_rounds
 from exltune.schema.evaluation import MethodRow
 from exltune.schema.hardware import Hardware, Use
 from exltune.schema.inventory import Inventory
@@ -28,9 +28,9 @@ from exltune.schema.measurement import MeasuredGroup, Measurement, MeasurementDe
 from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, Mix, choice_of_bits
 from exltune.schema.provenance import Provenance
 from exltune.schema.score import Score
-from exltune.schema.tokens import DataSettings
-from exltune.search import History, Knobs, Search, SearchProblem, SearchSettings, knob_study, open_storage, sampler
-from exltune.search.costs import nmse
+from exltune.schema.tokens import DataOptions
+from exltune.search import History, Knobs, Search, SearchOptions, SearchProblem, knob_study, open_storage, sampler
+from exltune.search.law.costs import nmse
 
 WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 HEADS = {"4": 4.0, "6": 6.0, "8": 8.0}
@@ -146,7 +146,7 @@ def measured(
         head_choice="6",
         head_bits=6.0,
         codebook="mul1",
-        data=DataSettings(),
+        data=DataOptions(),
         groups=groups,
         wider=_wider(inventory, probe) if wider else (),
         heads=HEADS if wider else {},
@@ -244,14 +244,14 @@ class Ran:
 def run_search(
     problems: Sequence[SearchProblem],
     engine: LawEngine,
-    settings: SearchSettings | None = None,
+    settings: SearchOptions | None = None,
     *,
     rows: int = 8,
     history: History | None = None,
     knobs: str | None = "tpe",
 ) -> Ran:
     """The loop over problems, as the pipeline runs it but without seeds."""
-    settings = settings or SearchSettings(passes=16, batch=8)
+    settings = settings or SearchOptions(passes=16, batch=8)
     storage = open_storage(None)
     history = history or History(storage, "test")
     turned = None

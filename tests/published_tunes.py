@@ -11,13 +11,13 @@ from tiny_models import TinyModel
 
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.writer import tensor_storage
-from exltune.pipeline.tune import TuneJob
 from exltune.schema.evaluation import Evaluation, EvaluationRow, Verdict
 from exltune.schema.measurement import Measurement, MeasurementDetail, QuantRef
 from exltune.schema.provenance import Provenance
 from exltune.schema.recipe import Recipe, RecipeDetail
 from exltune.schema.search import SearchDetail
-from exltune.schema.tokens import DataSettings, DataSource, Texts
+from exltune.schema.tokens import DataOptions, DataSource, Texts
+from exltune.schema.tune import TuneJob
 from exltune.store.records import write_recipe, write_record
 
 TOKENS = "7" * 32 + "ab" * 16
@@ -100,7 +100,7 @@ def make_tune(tiny: TinyModel, out: Path, bits: float = 3.15, seed: int = 1, **c
     base = make_quant(tiny, out / "quants" / "3bpw_H6", 3)
     tuned = make_quant(tiny, out / "model", bits, choice="3", recipe=recipe)
     write_recipe(out / "recipe.yaml", recipe)
-    data = DataSettings(
+    data = DataOptions(
         texts=Texts.FILES, sources=(DataSource(path="/home/somebody/prose.txt"),), rows=256, row_length=256, seed=3
     )
     measured = MeasurementDetail(

@@ -12,8 +12,8 @@ from exltune.schema.inventory import Inventory, Part
 from exltune.schema.measurement import MeasuredGroup, Measurement, MeasurementDetail, Probe, QuantRef
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, choice_of_bits
 from exltune.schema.provenance import Provenance
-from exltune.schema.tokens import DataSettings
-from exltune.search.costs import nmse
+from exltune.schema.tokens import DataOptions
+from exltune.search.law.costs import nmse
 
 CACHE_BITS = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
 _NOISE, _GAMMA = 0.05, 0.75
@@ -61,7 +61,7 @@ def synthetic_measurement(
             head_choice=first,
             head_bits=heads[first],
             codebook="mul1",
-            data=DataSettings(),
+            data=DataOptions(),
             groups=groups,
             wider=(head, *halves),
             heads=heads,

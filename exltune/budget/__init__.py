@@ -1,16 +1,9 @@
 """Exact bytes of linears, groups and mixes; what a target in bpw, or hardware and a context, allow."""
 
-from exltune.budget.cache import cache_bytes, cache_bytes_per_token
-from exltune.budget.calibrate import recalibrate
 from exltune.budget.directory import directory_size
-from exltune.budget.limits import Limits, WeightsBudget, fit_mix, weights_budget, weights_budget_bytes
-from exltune.budget.placement import Placement, place
-from exltune.budget.planner import plan
-from exltune.budget.profile import ModelProfile, model_profile
-from exltune.budget.question import Question, check_use
-from exltune.budget.size import SizeModel, group_bytes, linear_bytes, mix_size
-from exltune.budget.units import format_size, parse_cache, parse_gpus, parse_size, unit_of
-from exltune.budget.weights import (
+from exltune.budget.memory.cache import cache_bytes, cache_bytes_per_token
+from exltune.budget.memory.profile import ModelProfile, model_profile
+from exltune.budget.memory.weights import (
     Weights,
     directory_weights,
     linear_weights,
@@ -18,6 +11,13 @@ from exltune.budget.weights import (
     spread_bits,
     weights_of_bits,
 )
+from exltune.budget.placement.placement import Placement, place
+from exltune.budget.plan.calibrate import recalibrate
+from exltune.budget.plan.limits import Limits, WeightsBudget, fit_mix, weights_budget, weights_budget_bytes
+from exltune.budget.plan.planner import plan
+from exltune.budget.plan.question import Question, check_use
+from exltune.budget.size import SizeModel, group_bytes, linear_bytes, mix_size
+from exltune.budget.units import format_size, parse_cache, parse_gpus, parse_size, unit_of
 
 __all__ = [
     "Limits",

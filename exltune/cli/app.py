@@ -12,21 +12,21 @@ from exltune import __version__
 from exltune.cli import options
 from exltune.cli.build import build
 from exltune.cli.card import card
-from exltune.cli.compare import compare
+from exltune.cli.compare import compare, tasks
 from exltune.cli.console import Commands, RichReporter, errors_in_one_line, output, print_json
 from exltune.cli.data import data as data_commands
 from exltune.cli.deploy import deploy
 from exltune.cli.explain import explain
-from exltune.cli.gate import gate, tasks
+from exltune.cli.generate import generate
 from exltune.cli.measure import measure
 from exltune.cli.measurements import measurements
 from exltune.cli.optimize import optimize
+from exltune.cli.peers import peers
 from exltune.cli.plan import plan
 from exltune.cli.push import push
 from exltune.cli.report import report
-from exltune.cli.trace import trace
-from exltune.cli.trade import trade
-from exltune.cli.tune import BITS, HEAD_BITS, quant_settings, show_tune, tune
+from exltune.cli.tradeoff import tradeoff
+from exltune.cli.tune import BITS, HEAD_BITS, quantize_options, show_tune, tune
 
 app = typer.Typer(
     name="exltune",
@@ -58,7 +58,7 @@ def inspect(model: options.Model, json: options.Json = False) -> None:
     """Show what a model is made of and what it weighs at each bit width."""
     with errors_in_one_line(json):
         from exltune.cli.tables import inspection_tables
-        from exltune.pipeline.inspect import inspect as run
+        from exltune.pipeline.quants.inspect import inspect as run
 
         report = run(model)
         if json:
@@ -78,11 +78,11 @@ app.command()(report)
 app.command()(measure)
 app.command()(tune)
 app.command()(optimize)
-app.command()(trade)
-app.command()(trace)
-app.command()(gate)
-app.command()(tasks)
+app.command()(tradeoff)
+app.command()(generate)
 app.command()(compare)
+app.command()(tasks)
+app.command()(peers)
 app.add_typer(data_commands)
 app.add_typer(deploy)
 app.add_typer(measurements)
@@ -112,9 +112,9 @@ def quantize(
 ) -> None:
     """Make base quants: one EXL3 directory for each bit width, e.g. OUT/3bpw_H6. Resumes after a kill."""
     with errors_in_one_line(json):
-        from exltune.pipeline.quantize import quantize as run
+        from exltune.pipeline.quants.quantize import quantize as run
 
-        settings = replace(quant_settings(bits, head_bits, codebook), hq=hq)
+        settings = replace(quantize_options(bits, head_bits, codebook), hq=hq)
         texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         cards = options.parse_devices(devices)
         paths = run(model, out, settings, texts, engine=engine, devices=cards, force=force, reporter=RichReporter())
@@ -144,7 +144,7 @@ def evaluate(
     """Compare finished quants with the model on held-out text: KL both ways, perplexity, top-k agreement."""
     with errors_in_one_line(json):
         from exltune.cli.tables import evaluation_table
-        from exltune.pipeline.evaluate import evaluate as run
+        from exltune.pipeline.evaluation.evaluate import evaluate as run
 
         texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         found = run(model, quants, texts, out=out, engine=engine, force=force, reporter=RichReporter())

@@ -49,7 +49,7 @@ def build(
     """
     with errors_in_one_line(json):
         if requantize:
-            from exltune.pipeline.requantize import requantize as anew
+            from exltune.pipeline.quants.requantize import requantize as anew
 
             if model is None:
                 raise UsageError("--requantize needs the unquantized model", fix="Give --model")
@@ -71,7 +71,7 @@ def build(
 
 
 def _spliced(recipe: Path, quants: Path | None, out: Path, model: Path | None, force: bool) -> MixSize:
-    from exltune.pipeline.build import build as run
+    from exltune.pipeline.quants.build import build as run
 
     if quants is None:
         raise UsageError("there are no base quants to take from", fix="Give --quants, or --model with --requantize")

@@ -52,13 +52,13 @@ def card(
     """Write the model card of finished quants: tables, plots and commands, every number from a file beside it."""
     with errors_in_one_line(json):
         from exltune.errors import UsageError
-        from exltune.pipeline.card import CardAsked
-        from exltune.pipeline.card import card as run
+        from exltune.pipeline.publication.card import CardOptions
+        from exltune.pipeline.publication.card import card as run
         from exltune.schema.card import License
 
         if license is None and (license_name or license_link):
             raise UsageError("--license-name and --license-link go with --license", fix="Add --license other")
-        asked = CardAsked(
+        asked = CardOptions(
             base_model=base_model,
             license=None if license is None else License(id=license, name=license_name, link=license_link),
             repo_id=repo_id,

@@ -47,7 +47,7 @@ def inspect(
 ) -> None:
     """Show tokens by set and domain, rows left out, overlap, and for MoE which experts see how many tokens."""
     with errors_in_one_line(json):
-        from exltune.pipeline.data_inspect import inspect_data
+        from exltune.pipeline.texts.inspect import inspect_data
 
         texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
         found = inspect_data(model, texts, experts=experts, minimum=minimum, engine=engine, reporter=RichReporter())
@@ -74,7 +74,7 @@ def export(
 ) -> None:
     """Write a token set as packed tokens, which exllamav3's convert takes with --cal_data and exltune with --data."""
     with errors_in_one_line(json):
-        from exltune.pipeline.data_inspect import export_set
+        from exltune.pipeline.texts.inspect import export_set
         from exltune.schema.tokens import Split
 
         if which not in _SETS:

@@ -14,8 +14,8 @@ from exltune.errors import UsageError
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from exltune.pipeline.deploy import Wish
-    from exltune.pipeline.draft import DraftWish
+    from exltune.pipeline.deployment.deploy import Wish
+    from exltune.pipeline.deployment.draft import DraftOptions
     from exltune.schema.deploy import Deployment, DeployReport
 
 deploy = typer.Typer(name="deploy", help="Serve a quant as it was planned.", no_args_is_help=True)
@@ -123,7 +123,7 @@ def tabby(
 ) -> None:
     """Write TabbyAPI's files from a plan, or load the plan on a running TabbyAPI. Exit code 4 where it does not fit."""
     with errors_in_one_line(json):
-        from exltune.pipeline.deploy import Split, Wish
+        from exltune.pipeline.deployment.deploy import Split, Wish
 
         _check_task(source, out, gpus, load)
         wish = Wish(
@@ -174,22 +174,22 @@ def _cards(gpus: str | None) -> tuple[int, ...]:
     return () if gpus is None else parse_gpus(gpus)
 
 
-def _draft_wish(draft: Path | None, mtp: bool, ngram: bool, tokens: int | None) -> DraftWish | None:
-    from exltune.pipeline.draft import DraftWish
+def _draft_wish(draft: Path | None, mtp: bool, ngram: bool, tokens: int | None) -> DraftOptions | None:
+    from exltune.pipeline.deployment.draft import DraftOptions
 
     if (draft is not None) + mtp + ngram > 1:
         raise UsageError("--draft, --mtp and --ngram are three ways to draft", fix="Give one of them")
     if draft is not None:
-        return DraftWish("model", draft, tokens)
+        return DraftOptions("model", draft, tokens)
     if mtp or ngram:
-        return DraftWish("mtp" if mtp else "ngram", None, tokens)
+        return DraftOptions("mtp" if mtp else "ngram", None, tokens)
     if tokens is not None:
         raise UsageError("--draft-tokens goes with --draft, --mtp or --ngram", fix="Give one of them")
     return None
 
 
 def _planned(source: Path | None, wish: Wish, out: Path | None, force: bool) -> DeployReport:
-    from exltune.pipeline.deploy import plan_deployment, read_deployment, write_deployment
+    from exltune.pipeline.deployment.deploy import plan_deployment, read_deployment, write_deployment
     from exltune.schema.deploy import DeployReport
 
     if source is None:
@@ -215,7 +215,7 @@ def _key(api_tokens: Path | None, admin_key_file: Path | None, out: Path | None)
 def _loaded(
     report: DeployReport, url: str, key: SecretStr | None, model_name: str | None, timeout: float
 ) -> DeployReport:
-    from exltune.pipeline.deploy_load import load_deployment
+    from exltune.pipeline.deployment.deploy_load import load_deployment
 
     served = load_deployment(
         report.deployment, url, key, model_name=model_name, timeout=timeout, reporter=RichReporter()

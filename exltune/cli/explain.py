@@ -33,7 +33,7 @@ def explain(
 ) -> None:
     """Show where a recipe's bits went, what they bought, and how it differs from the best hand rule."""
     with errors_in_one_line(json):
-        from exltune.pipeline.explain import explain as run
+        from exltune.pipeline.optimization.explain import explain as run
 
         found = run(recipe, model=model, measurement_file=measurement, rules=rules or (), png=png, force=force)
         if json:

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from exltune.cli.tables import size
-from exltune.pipeline.heat_map import folded, heat_map, layer_ranges
-from exltune.pipeline.palette import bit_colour, text_colour
+from exltune.report.heat_map import folded, heat_map, layer_ranges
+from exltune.report.palette import bit_colour, text_colour
 from exltune.schema.explain import Change, Explanation, Prediction, RuleComparison, Step
 from exltune.schema.search import FrontPoint
 

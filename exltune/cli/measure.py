@@ -12,7 +12,7 @@ from exltune.cli.console import RichReporter, errors_in_one_line, print_json
 from exltune.errors import UsageError
 
 if TYPE_CHECKING:
-    from exltune.pipeline.ray_scorer import RaySettings
+    from exltune.engines.ray.cluster import RayOptions
 
 _RAY, _RAY_CPUS = "--ray", "--ray-cpus"
 
@@ -75,8 +75,8 @@ def measure(
     """Measure what each group's bits do to the model's output (KL divergence). Resumes after a kill."""
     with errors_in_one_line(json):
         from exltune.measure import parse_budget
-        from exltune.pipeline.measure import measure as run
-        from exltune.pipeline.probe_runs import ProbeCounts
+        from exltune.pipeline.measurement.measure import measure as run
+        from exltune.pipeline.measurement.probe_runs import ProbeCounts
 
         counts = ProbeCounts()
         found = run(
@@ -102,11 +102,11 @@ def measure(
             typer.echo(out)
 
 
-def _ray_settings(address: str | None, cpus: int | None) -> RaySettings | None:
-    from exltune.pipeline.ray_scorer import RaySettings
+def _ray_settings(address: str | None, cpus: int | None) -> RayOptions | None:
+    from exltune.engines.ray.cluster import RayOptions
 
     if address is None:
         if cpus is not None:
             raise UsageError(f"{_RAY_CPUS} needs {_RAY}", fix=f"Give {_RAY} auto, or leave {_RAY_CPUS} out")
         return None
-    return RaySettings(address, cpus or 1)
+    return RayOptions(address, cpus or 1)

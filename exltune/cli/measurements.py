@@ -30,7 +30,7 @@ Store = Annotated[
 def list_(store: Store, json: options.Json = False) -> None:
     """What a store holds: models, tokens, quants, counts, when."""
     with errors_in_one_line(json):
-        from exltune.pipeline.measurements import listed
+        from exltune.pipeline.measurement.measurements import listed
 
         found = listed(store)
         if json:
@@ -47,7 +47,7 @@ def show(
 ) -> None:
     """Scores of one mix or group with their intervals."""
     with errors_in_one_line(json):
-        from exltune.pipeline.measurements import shown
+        from exltune.pipeline.measurement.measurements import shown
 
         found = shown(store, name)
         if json:
@@ -66,7 +66,7 @@ def merge(
 ) -> None:
     """Take other stores into one. Merging twice changes nothing; different numbers for the same probe are an error."""
     with errors_in_one_line(json):
-        from exltune.pipeline.measurements import merged
+        from exltune.pipeline.measurement.measurements import merged
 
         done = merged(store, sources)
         if json:
@@ -84,7 +84,7 @@ def export(
 ) -> None:
     """Write all probes as JSON lines or CSV, exact to the last bit; merge reads both."""
     with errors_in_one_line(json):
-        from exltune.pipeline.measurements import exported
+        from exltune.pipeline.measurement.measurements import exported
 
         count = exported(store, out, force=force)
         if json:

@@ -12,7 +12,7 @@ from exltune.cli.console import RichReporter, errors_in_one_line, output, print_
 from exltune.errors import UsageError
 
 if TYPE_CHECKING:
-    from exltune.pipeline.optimize import OptimizeSettings
+    from exltune.pipeline.optimization.optimize import OptimizeOptions
     from exltune.schema.heuristics import Heuristics
 
 Passes = Annotated[
@@ -84,8 +84,8 @@ def optimize(
     """
     with errors_in_one_line(json):
         from exltune.cli.tables import search_lines, standings_table
-        from exltune.pipeline.optimize import optimize as run
-        from exltune.pipeline.space import Asked
+        from exltune.pipeline.optimization.optimize import optimize as run
+        from exltune.search.space.space import Asked
 
         asked = Asked(
             limits=memory.limits(gpus, vram, ram, target_bpw, size),
@@ -99,7 +99,7 @@ def optimize(
             file,
             asked,
             out,
-            settings=search_settings(passes, time, seed, sampler, storage, rules or [], front),
+            settings=search_options(passes, time, seed, sampler, storage, rules or [], front),
             model=model,
             quants_dir=quants,
             engine=engine,
@@ -129,7 +129,7 @@ def optimize(
         typer.echo(out)
 
 
-def search_settings(
+def search_options(
     passes: float,
     time: str | None,
     seed: int,
@@ -137,13 +137,13 @@ def search_settings(
     storage: str | None = None,
     rules: list[Path] | None = None,
     front: str | None = None,
-) -> OptimizeSettings:
+) -> OptimizeOptions:
     """How to search, from options. Raises: UsageError naming the option."""
-    from exltune.pipeline.optimize import OptimizeSettings
-    from exltune.search import SearchSettings, load_rules
+    from exltune.pipeline.optimization.optimize import OptimizeOptions
+    from exltune.search import SearchOptions, load_rules
 
-    return OptimizeSettings(
-        search=SearchSettings(passes=passes, seed=seed),
+    return OptimizeOptions(
+        search=SearchOptions(passes=passes, seed=seed),
         rules=tuple(load_rules(path) for path in rules or []),
         front=() if front is None else options.parse_numbers("--front", front, "2.6,3,4"),
         sampler=sampler,

@@ -13,7 +13,7 @@ from exltune.errors import UsageError
 
 if TYPE_CHECKING:
     from exltune.engines import Resources
-    from exltune.schema.tokens import DataSettings
+    from exltune.schema.tokens import DataOptions
 
 
 class CodebookName(StrEnum):
@@ -125,11 +125,11 @@ def texts(
     rows: int,
     row_length: int,
     seed: int,
-) -> DataSettings:
+) -> DataOptions:
     """Settings of the token sets from the options of that name. Raises: UsageError."""
-    from exltune.pipeline.data import data_settings
+    from exltune.pipeline.texts.token_sets import data_options_of
 
-    return data_settings(
+    return data_options_of(
         data or [],
         rows=rows,
         row_length=row_length,
@@ -204,7 +204,7 @@ Level = Annotated[
         "--level",
         "-l",
         help="l0: layers; l1: attention, MLP; l2: their parts; l3: q, k+v, o, gate+up, down; l4: k, v, gate, up apart "
-        "(not of routed experts), and each tensor's salience. Also -l0 .. -l4.",
+        "(not of routed experts), and each tensor's saliency. Also -l0 .. -l4.",
     ),
 ]
 TargetBpw = Annotated[

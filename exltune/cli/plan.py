@@ -62,8 +62,8 @@ def plan(
 ) -> None:
     """Say what fits: weights, KV cache and overheads on your GPUs. Exit code 4 where it does not."""
     with errors_in_one_line(json):
-        from exltune.pipeline.plan import Asked
-        from exltune.pipeline.plan import plan as run
+        from exltune.pipeline.deployment.plan import Asked
+        from exltune.pipeline.deployment.plan import plan as run
         from exltune.schema.hardware import Use
 
         found = run(

@@ -40,12 +40,12 @@ def push(
     with errors_in_one_line(json):
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # exported lazily
 
-        from exltune.pipeline.push import PushAsked
-        from exltune.pipeline.push import push as run
+        from exltune.pipeline.publication.push import PushOptions
+        from exltune.pipeline.publication.push import push as run
 
         if not sys.stderr.isatty():
             disable_progress_bars()
-        asked = PushAsked(
+        asked = PushOptions(
             repo_id=repo_id,
             card=card,
             branches=tuple(branch or ()),

@@ -28,7 +28,7 @@ def report(
 ) -> None:
     """Write a page of a measurement: KL by layer and role, intervals, KL against error, whether parts add up."""
     with errors_in_one_line(json):
-        from exltune.pipeline.report import report as run
+        from exltune.report.measurement import report as run
 
         found = run(file, out, recipe=recipe, pictures=png, force=force)
         if json:

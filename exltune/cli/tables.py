@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from exltune.pipeline.inspect import Inspection
+from exltune.pipeline.quants.inspect import Inspection
 from exltune.schema.evaluation import EvaluationRow, Verdict
 from exltune.schema.provenance import ReferenceQuant
 from exltune.schema.recipe import Recipe

@@ -9,10 +9,10 @@ import typer
 
 from exltune.cli import memory, options
 from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
-from exltune.cli.optimize import Passes, Time, search_settings
+from exltune.cli.optimize import Passes, Time, search_options
 
 if TYPE_CHECKING:
-    from exltune.pipeline.quantize import QuantizeSettings
+    from exltune.pipeline.quants.quantize import QuantizeOptions
     from exltune.schema.evaluation import TuneResult
 
 BITS, HEAD_BITS = "2,3,4,5,6,8", "6"
@@ -58,11 +58,11 @@ def tune(
     The search mixes the widths of --bits; with several --head-bits it chooses the head's too, in the same bytes.
     """
     with errors_in_one_line(json):
-        from exltune.pipeline.space import Asked
         from exltune.pipeline.tune import tune as run
+        from exltune.search.space.space import Asked
 
         widths = bits or (WIDE_BITS if codebook is options.CodebookName.MUL1 else BITS)
-        settings = quant_settings(widths, head_bits, codebook)
+        settings = quantize_options(widths, head_bits, codebook)
         asked = Asked(
             limits=memory.limits(gpus, vram, ram, target_bpw, size),
             use=memory.use(context, chunk, slots, tensor_parallel, offload_layers),
@@ -78,18 +78,18 @@ def tune(
             settings,
             texts,
             level=number,
-            search=search_settings(passes, time, seed),
+            search=search_options(passes, time, seed),
             engine=engine,
             reporter=RichReporter(),
         )
         show_tune(found, out, json)
 
 
-def quant_settings(bits: str, head_bits: str, codebook: options.CodebookName) -> QuantizeSettings:
+def quantize_options(bits: str, head_bits: str, codebook: options.CodebookName) -> QuantizeOptions:
     """Base quants from options. Raises: UsageError."""
-    from exltune.pipeline.quantize import QuantizeSettings
+    from exltune.pipeline.quants.quantize import QuantizeOptions
 
-    return QuantizeSettings(*options.parse_quants(bits, head_bits), codebook.codebook)
+    return QuantizeOptions(*options.parse_quants(bits, head_bits), codebook.codebook)
 
 
 def show_tune(result: TuneResult, out: Path, json: bool) -> None:

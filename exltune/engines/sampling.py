@@ -13,7 +13,7 @@ import torch
 from exltune.corpora import ModelTokenizer
 from exltune.corpora.prompts import Prompt
 from exltune.errors import DataError, ModelError
-from exltune.schema.trace import Answer, TraceSettings
+from exltune.schema.generate import Answer, GenerateOptions
 
 #: Number of the prompt and of the sample, both from 1.
 TaskKey = tuple[int, int]
@@ -42,7 +42,7 @@ class LocalSampler:
     would have drawn.
     """
 
-    def __init__(self, model_dir: Path, tokenizer: ModelTokenizer, settings: TraceSettings, batch: int) -> None:
+    def __init__(self, model_dir: Path, tokenizer: ModelTokenizer, settings: GenerateOptions, batch: int) -> None:
         self._tokenizer, self._settings, self._batch = tokenizer, settings, batch
         self._model = _load(model_dir)
         self._stops = _stops(self._model)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from exltune.exl3.hessian import Hessian
-from exltune.schema.compare import PeerMethod
 from exltune.schema.inventory import Inventory, LinearSpec, Role
 from exltune.schema.mix import MixSize
+from exltune.schema.peers import PeerMethod
 
 BITS = 4
 _LOWEST, _HIGHEST = -8, 7

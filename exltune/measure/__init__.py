@@ -7,7 +7,7 @@ from exltune.measure.few_swaps import FewSwapsPlan
 from exltune.measure.plan import Batch, ProbePlan
 from exltune.measure.probes import probe_batches, probe_name, swap_units, uniform_mixes, wider_probes
 from exltune.measure.reference import QuantReference
-from exltune.measure.salience import tensor_salience
+from exltune.measure.saliency import tensor_saliency
 from exltune.measure.summary import QuantHead, QuantSizes, summarize
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "probe_name",
     "summarize",
     "swap_units",
-    "tensor_salience",
+    "tensor_saliency",
     "uniform_mixes",
     "wider_probes",
 ]

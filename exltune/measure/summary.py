@@ -25,12 +25,12 @@ from exltune.schema.measurement import (
     Probe,
     QuantRef,
     SwapLawFit,
-    TensorSalience,
+    TensorSaliency,
 )
 from exltune.schema.mix import REFERENCE, Choice
 from exltune.schema.provenance import Provenance
 from exltune.schema.score import Score
-from exltune.schema.tokens import DataSettings
+from exltune.schema.tokens import DataOptions
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def summarize(
     quants: list[QuantSizes],
     head: QuantHead,
     scores: Mapping[str, Score],
-    data: DataSettings,
+    data: DataOptions,
     provenance: Provenance,
-    tensors: tuple[TensorSalience, ...] = (),
+    tensors: tuple[TensorSaliency, ...] = (),
     reference: QuantReference | None = None,
 ) -> Measurement:
     """The measurement from the scores of a plan's mixes, by mix name; quants ascend in bits; tensors: at level 4.

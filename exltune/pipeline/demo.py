@@ -6,17 +6,17 @@ from pathlib import Path
 
 from exltune.budget import Limits
 from exltune.errors import NotAModelError, VerdictError
-from exltune.pipeline.reporter import Reporter
-from exltune.pipeline.space import AUTO, Asked
+from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.tune import WIDE, tune
 from exltune.schema.evaluation import TuneResult, Verdict
-from exltune.schema.tokens import DataSettings, Texts
+from exltune.schema.tokens import DataOptions, Texts
+from exltune.search.space.space import AUTO, Asked
 
 #: The small models beside the package in its repository.
 MODELS = Path(__file__).resolve().parents[2] / "models"
 DEMO_MODEL = MODELS / "glm4moe"
 DEMO_BPW = 3.4
-DEMO_DATA = DataSettings(texts=Texts.SMALL_MODEL, row_length=128, rows=512)
+DEMO_DATA = DataOptions(texts=Texts.SMALL_MODEL, row_length=128, rows=512)
 
 
 def demo(out: Path, *, reporter: Reporter | None = None) -> TuneResult:

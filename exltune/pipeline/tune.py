@@ -10,52 +10,39 @@ from exltune.budget import model_profile
 from exltune.engines.base import AUTO, open_engine
 from exltune.errors import ExltuneError, OutputExistsError
 from exltune.inventory import load_inventory, model_fingerprint, read_config
-from exltune.pipeline.base_quants import RECIPE, find_base_quants
-from exltune.pipeline.build import build
-from exltune.pipeline.commands import budget_options
-from exltune.pipeline.jobs import job_hash
-from exltune.pipeline.joint import groups_budget
-from exltune.pipeline.measure import measure
-from exltune.pipeline.optimize import OptimizeSettings, optimize
-from exltune.pipeline.quantize import QuantizeSettings, quantize
-from exltune.pipeline.reporter import Reporter, Silent
-from exltune.pipeline.space import AUTO as OPEN
-from exltune.pipeline.space import Asked, check_asked
-from exltune.pipeline.verdict import judge
-from exltune.schema.base import Record
+from exltune.pipeline.common.commands import budget_words
+from exltune.pipeline.common.jobs import job_hash
+from exltune.pipeline.common.reporter import Reporter, Silent
+from exltune.pipeline.evaluation.verdict import judge
+from exltune.pipeline.measurement.measure import measure
+from exltune.pipeline.optimization.optimize import OptimizeOptions, optimize
+from exltune.pipeline.quants.base_quants import find_base_quants
+from exltune.pipeline.quants.build import build
+from exltune.pipeline.quants.quantize import QuantizeOptions, quantize
 from exltune.schema.evaluation import Evaluation, TuneResult, Verdict
 from exltune.schema.hardware import FP16_CACHE, CacheBits
-from exltune.schema.tokens import DataSettings
+from exltune.schema.tokens import DataOptions
+from exltune.schema.tune import TuneJob
+from exltune.search.space.joint import groups_budget
+from exltune.search.space.space import AUTO as OPEN
+from exltune.search.space.space import Asked, check_asked
 from exltune.store.files import exclusive, is_empty_but_for
+from exltune.store.names import EVALUATION, JOB, MEASUREMENT, MODEL, QUANTS, RECIPE, VERDICT
 from exltune.store.records import read_record, write_record
 
-JOB, QUANTS, MEASUREMENT = "tune.json", "quants", "measurement.json"
-MODEL, EVALUATION, VERDICT = "model", "evaluation.json", "verdict.json"
-
-
 #: What the demo begins with, as the command line does where --bits is not given.
-WIDE = QuantizeSettings((2, 2.5, 3, 3.5, 4, 5, 6, 8), (3, 4, 5, 6, 6, 6, 6, 8))
-
-
-class TuneJob(Record):
-    """What a tune directory is for; another job may not go on in it. budget: as options of the command line."""
-
-    schema_version: int = 2
-    model: str
-    budget: tuple[str, ...]
-    level: int
-    job: str
+WIDE = QuantizeOptions((2, 2.5, 3, 3.5, 4, 5, 6, 8), (3, 4, 5, 6, 6, 6, 6, 8))
 
 
 def tune(
     model: Path,
     out: Path,
     asked: Asked,
-    settings: QuantizeSettings,
-    data: DataSettings,
+    settings: QuantizeOptions,
+    data: DataOptions,
     *,
     level: int = 3,
-    search: OptimizeSettings | None = None,
+    search: OptimizeOptions | None = None,
     engine: str = AUTO,
     reporter: Reporter | None = None,
 ) -> TuneResult:
@@ -90,7 +77,7 @@ def tune(
     return TuneResult(recipe=str(out / RECIPE), model=str(out / MODEL), verdict=verdict)
 
 
-def _check_budget(model: Path, asked: Asked, settings: QuantizeSettings) -> None:
+def _check_budget(model: Path, asked: Asked, settings: QuantizeOptions) -> None:
     """Whether anything can come of it, with the cheapest cache where the cache is open."""
     load_inventory(model)
     profile = model_profile(read_config(model), settings.codebook, str(model))
@@ -100,8 +87,8 @@ def _check_budget(model: Path, asked: Asked, settings: QuantizeSettings) -> None
     groups_budget(profile, settings.widths, asked.limits, use, settings.default_head)
 
 
-def _job(model: Path, asked: Asked, settings: QuantizeSettings, data: DataSettings, level: int) -> TuneJob:
-    budget = budget_options(asked)
+def _job(model: Path, asked: Asked, settings: QuantizeOptions, data: DataOptions, level: int) -> TuneJob:
+    budget = budget_words(asked)
     parts = (model_fingerprint(model), budget, settings.widths, settings.head_bits, settings.codebook, level)
     return TuneJob(
         model=str(model.resolve()),
@@ -131,7 +118,7 @@ def _claimed(out: Path, job: TuneJob) -> Iterator[None]:
         raise
 
 
-def _judge(model: Path, out: Path, data: DataSettings, engine: str, reporter: Reporter) -> None:
+def _judge(model: Path, out: Path, data: DataOptions, engine: str, reporter: Reporter) -> None:
     quants = find_base_quants(out / QUANTS, model)
     opened = open_engine(engine, model, {**{q.choice: q.path for q in quants}, MODEL: out / MODEL})
     evaluation, verdict = judge(opened, quants, out / MODEL, out / RECIPE, data, reporter)

@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from exltune.corpora.prompts import Prompt
 from exltune.engines.sampling import Task, TaskKey, seed_of
 from exltune.errors import DeployError, UsageError
-from exltune.schema.trace import Answer, TraceSettings
+from exltune.schema.generate import Answer, GenerateOptions
 
 _CONNECT_SECONDS = 10.0
 _TRIES = 5
@@ -75,7 +75,7 @@ class Endpoint:
 class EndpointSampler:
     """A Sampler that asks a server; a request that the server is too busy for is sent again a few times."""
 
-    def __init__(self, endpoint: Endpoint, settings: TraceSettings) -> None:
+    def __init__(self, endpoint: Endpoint, settings: GenerateOptions) -> None:
         self._endpoint, self._settings = endpoint, settings
         self._url = _base_url(endpoint.url)
         key = endpoint.key

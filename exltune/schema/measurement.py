@@ -8,7 +8,7 @@ from exltune.schema.base import Record
 from exltune.schema.evaluation import MethodRow
 from exltune.schema.inventory import Role
 from exltune.schema.provenance import Provenance
-from exltune.schema.tokens import DataSettings
+from exltune.schema.tokens import DataOptions
 
 
 class QuantRef(Record):
@@ -60,11 +60,11 @@ class Probe(Record):
     of_reference: bool = False
 
 
-class TensorSalience(Record):
+class TensorSaliency(Record):
     """A linear within its group (level l4), on the reference model's own inputs; no swap, and no KL.
 
     rfn: ‖W_q - W‖ / ‖W‖ in the lowest base quant. input_rms: root mean square of its inputs, over all tokens. tokens:
-    those that the model's routing sends to a routed expert, None for others. salience: rfn * input_rms, for an expert
+    those that the model's routing sends to a routed expert, None for others. saliency: rfn * input_rms, for an expert
     also times the root of its share of the tokens; to be compared within one role.
     """
 
@@ -73,7 +73,7 @@ class TensorSalience(Record):
     rfn: float
     input_rms: float
     tokens: int | None
-    salience: float
+    saliency: float
 
 
 class SwapLawFit(Record):
@@ -116,13 +116,13 @@ class MeasurementDetail(Record):
     head_choice: str
     head_bits: float
     codebook: str
-    data: DataSettings
+    data: DataOptions
     groups: tuple[MeasuredGroup, ...]
     wider: tuple[MeasuredGroup, ...] = ()
     heads: dict[str, float] = Field(default_factory=dict)
     mixes: tuple[MethodRow, ...] = ()
     law: SwapLawFit | None = None
-    tensors: tuple[TensorSalience, ...] = ()
+    tensors: tuple[TensorSaliency, ...] = ()
     provenance: Provenance
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exltune.schema.base import Record
 from exltune.schema.provenance import Provenance
-from exltune.schema.tokens import DataSettings
+from exltune.schema.tokens import DataOptions
 
 
 class ReportProbe(Record):
@@ -100,7 +100,7 @@ class Report(Record):
     head_bits: float
     quants: dict[str, str]
     quant_sha256: dict[str, str]
-    data: DataSettings
+    data: DataOptions
     provenance: Provenance
     widths: tuple[str, ...]
     groups: tuple[ReportGroup, ...]

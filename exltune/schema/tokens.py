@@ -69,7 +69,7 @@ BUNDLED = "bundled"
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class DataSettings(Record):
+class DataOptions(Record):
     """All that the token sets of a model follow from: `rows` is their number over all four sets together.
 
     weights: domain -> its share of every set, relative to the others, whose default is 1. samples: documents taken of
@@ -126,7 +126,7 @@ class DataReport(Record):
     """What the token sets of a model hold; experts is None for a dense model, and where it was not asked for."""
 
     model: str
-    data: DataSettings
+    data: DataOptions
     sets: tuple[TokenSetInfo, ...]
     domains: tuple[DomainTokens, ...]
     experts: ExpertUse | None

@@ -1,19 +1,24 @@
 """The search for the bits of every group at a budget; no torch."""
 
-from exltune.search.exact import solve
-from exltune.search.history import SEED, History, knob_study, open_storage, storage_errors
-from exltune.search.knapsack import Option, solve_knapsack
-from exltune.search.knobs import SAMPLERS, Knobs, rule_bits, sampler
-from exltune.search.loop import Proposal, Search, SearchSettings
-from exltune.search.makers import MAKERS
-from exltune.search.pairs import unfused
-from exltune.search.problem import SearchProblem, Unit, UnitOption, cache_unit, head_unit, search_problem
-from exltune.search.proposals import PROPOSERS, Proposer, propose
-from exltune.search.rule_floors import floors
-from exltune.search.rules import RULES_DIR, load_all_rules, load_rules, rules_mix
-from exltune.search.strategy import StrategyQuant, exllamav3_strategy, smallest_strategy_at_least, strategy_within
-from exltune.search.surrogate import Surrogate
-from exltune.search.wishes import out_of_reach, unmatched
+from exltune.search.baselines.methods import PROPOSERS, Proposer, propose
+from exltune.search.baselines.strategy import (
+    StrategyQuant,
+    exllamav3_strategy,
+    smallest_strategy_at_least,
+    strategy_within,
+)
+from exltune.search.law.surrogate import Surrogate
+from exltune.search.loop.history import SEED, History, knob_study, open_storage, storage_errors
+from exltune.search.loop.loop import Proposal, Search, SearchOptions
+from exltune.search.loop.samplers import SAMPLERS, Knobs, rule_bits, sampler
+from exltune.search.loop.sources import MAKERS
+from exltune.search.problem.pairs import unfused
+from exltune.search.problem.problem import SearchProblem, Unit, UnitOption, cache_unit, head_unit, search_problem
+from exltune.search.rules.floors import floors
+from exltune.search.rules.rules import RULES_DIR, load_all_rules, load_rules, rules_mix
+from exltune.search.rules.wishes import out_of_reach, unmatched
+from exltune.search.solve.exact import solve
+from exltune.search.solve.knapsack import Option, solve_knapsack
 
 __all__ = [
     "MAKERS",
@@ -27,8 +32,8 @@ __all__ = [
     "Proposal",
     "Proposer",
     "Search",
+    "SearchOptions",
     "SearchProblem",
-    "SearchSettings",
     "StrategyQuant",
     "Surrogate",
     "Unit",

@@ -368,8 +368,8 @@ def test_what_the_command_line_refuses_itself_is_json_too(arguments, words):
 
 def test_a_trade_where_nothing_fits(measurement):
     memory = ("--contexts", "128,256", "--json", "--vram")
-    assert exltune("trade", measurement, *memory, "1MiB").code == 4
-    assert exltune("trade", measurement, *memory, "16GiB").code == 0
+    assert exltune("tradeoff", measurement, *memory, "1MiB").code == 4
+    assert exltune("tradeoff", measurement, *memory, "16GiB").code == 0
 
 
 def test_a_record_of_another_kind_is_named_in_words(measurement, tmp_path):
@@ -388,7 +388,7 @@ def test_quants_with_another_tokenizer(moe_model, copies, data, tmp_path):
     words = ("4bpw_H6", "another tokenizer", str(moe_model), f"'a' is token {vocabulary['a']} there")
     measure = ("measure", moe_model, "--quants", copies, "--out", tmp_path / "m.json", *data)
     evaluate = ("evaluate", moe_model, copies / "4bpw_H6", "--out", tmp_path / "e.json", *data)
-    gate = ("gate", copies / "4bpw_H6", "--against", copies / "3bpw_H6", "--reference", moe_model, *data)
+    gate = ("compare", copies / "4bpw_H6", "--against", copies / "3bpw_H6", "--reference", moe_model, *data)
     for arguments in (measure, evaluate, gate):
         fail(6, *words, here=tmp_path, arguments=arguments)
     # Another layout of the same tokens is the same tokenizer.

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from exltune.corpora import ModelTokenizer
 from exltune.engines.base import LayerCapture
-from exltune.pipeline.data import data_settings, token_sets
-from exltune.pipeline.data_inspect import expert_use, probe_keys
+from exltune.pipeline.texts.inspect import expert_use, probe_keys
+from exltune.pipeline.texts.token_sets import data_options_of, token_sets
 from exltune.schema.tokens import Split
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "qwen3moe"
@@ -30,7 +30,7 @@ def test_tokens_by_set_and_domain(talk: Path) -> None:
     options = ("--data", f"chat={talk}", "--data", "bundled", "--weights", "chat=6", "--samples", "60", *SHORT)
     found = succeed("data", "inspect", MODEL, *options, "--no-experts")
     sets = token_sets(
-        data_settings([f"chat={talk}", "bundled"], rows=32, row_length=64, weights={"chat": 6}, samples=60), MODEL
+        data_options_of([f"chat={talk}", "bundled"], rows=32, row_length=64, weights={"chat": 6}, samples=60), MODEL
     )
     for info in found["sets"]:
         split = Split(info["split"])
@@ -49,7 +49,7 @@ def test_experts_see_the_tokens_that_transformers_routes_to_them(talk: Path) -> 
 
     options = ("--data", talk, *SHORT, "--minimum", "150")
     found = succeed("data", "inspect", MODEL, *options)["experts"]
-    tokens = token_sets(data_settings([talk], rows=32, row_length=64), MODEL)[Split.CALIBRATION].ids
+    tokens = token_sets(data_options_of([talk], rows=32, row_length=64), MODEL)[Split.CALIBRATION].ids
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens), output_router_logits=True).router_logits
@@ -65,7 +65,7 @@ def test_experts_see_the_tokens_that_transformers_routes_to_them(talk: Path) -> 
 
 
 def test_the_rows_that_rare_experts_would_need() -> None:
-    settings = data_settings([], rows=80, row_length=64)
+    settings = data_options_of([], rows=80, row_length=64)
     captures = [
         LayerCapture(2, {}, {"model.layers.2.mlp.experts.0": 500, "model.layers.2.mlp.experts.1": 25}),
         LayerCapture(3, {}, {"model.layers.3.mlp.experts.0": 100, "model.layers.3.mlp.experts.1": 0}),
@@ -104,7 +104,7 @@ def test_a_set_written_to_a_file_is_data_again(talk: Path, tmp_path: Path) -> No
     out = tmp_path / "cal.safetensors"
     options = ("--data", talk, *SHORT)
     found = succeed("data", "export", MODEL, "--set", "held_out", "--out", out, *options)
-    sets = token_sets(data_settings([talk], rows=32, row_length=64), MODEL)
+    sets = token_sets(data_options_of([talk], rows=32, row_length=64), MODEL)
     assert found["sha256"] == sets[Split.HELD_OUT].info.sha256
     tokenizer = ModelTokenizer(MODEL)
     from exltune.corpora.packed import packed_samples

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from command_line import exltune, fail, succeed
 
-from exltune.pipeline.palette import bit_colour
+from exltune.report.palette import bit_colour
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, MEASUREMENT = ROOT / "models/glm4moe", ROOT / "measurements/glm4moe.json"

@@ -43,7 +43,7 @@ def test_every_level_gives_a_recipe(
         assert all(choices[key] == choices[key[:-1] + "v"] for key in choices if key.endswith("attn.k"))
         assert len(experts) == 4
         assert sum(tokens) == 2 * 8 * 32
-        assert all(one["salience"] > 0 for one in detail["tensors"] if one["tokens"] != 0)
+        assert all(one["saliency"] > 0 for one in detail["tensors"] if one["tokens"] != 0)
 
 
 def test_without_a_budget_most_swaps_are_estimates_with_intervals(

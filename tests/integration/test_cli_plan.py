@@ -216,7 +216,7 @@ def test_bad_sources(tmp_path: Path, exl3_dir: Callable[..., Path]) -> None:
     ],
 )
 def test_bad_options_of_a_trade(tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
-    check(2, words, "trade", tmp_path / "measurement.json", "--vram", "1GiB", *options)
+    check(2, words, "tradeoff", tmp_path / "measurement.json", "--vram", "1GiB", *options)
 
 
 def check(code: int, words: tuple[str, ...], *arguments: object) -> None:

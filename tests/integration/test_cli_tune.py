@@ -9,7 +9,7 @@ from command_line import contents, exltune, fail, run_until_killed, succeed
 from test_cli import HELD_OUT_TOKENS, ROW
 
 from exltune.cli.options import CodebookName
-from exltune.cli.tune import WIDE_BITS, WIDE_HEAD_BITS, quant_settings
+from exltune.cli.tune import WIDE_BITS, WIDE_HEAD_BITS, quantize_options
 from exltune.pipeline.tune import WIDE
 
 SEARCH = ("--target-bpw", "3.7", "--passes", "4")
@@ -136,4 +136,4 @@ def test_budgets_that_cannot_be(moe_model, data, tmp_path, budget, code, word):
 
 
 def test_the_command_line_begins_with_what_the_demo_does():
-    assert quant_settings(WIDE_BITS, WIDE_HEAD_BITS, CodebookName.MUL1) == WIDE
+    assert quantize_options(WIDE_BITS, WIDE_HEAD_BITS, CodebookName.MUL1) == WIDE

@@ -65,7 +65,7 @@ def test_a_kill_in_the_midst_of_a_search_loses_one_batch_at_most(llama, tmp_path
     out = tmp_path / "recipe.yaml"
     arguments = ("optimize", llama / "m.json", "--target-bpw", "3.2", "--passes", "6", "--out", out)
     # Seeds, the first optimum and the first rung are kept; the kill is on the way to keep the second rung.
-    run_until_killed("exltune.search.history:History.add", 3, *arguments)
+    run_until_killed("exltune.search.loop.history:History.add", 3, *arguments)
     assert not out.exists()
     kept = _scored(out)
     assert kept

@@ -11,7 +11,7 @@ from synthetic_measurement import synthetic_measurement
 from exltune.inventory import inventory_from_config
 from exltune.schema.measurement import MeasuredGroup, Measurement
 from exltune.search import SearchProblem, search_problem
-from exltune.search.greedy import exllamav3_greedy
+from exltune.search.baselines.greedy import exllamav3_greedy
 
 WIDTHS = (2.0, 2.5, 3.0, 4.0, 6.0)
 INVENTORY = inventory_from_config(

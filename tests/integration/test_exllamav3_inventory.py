@@ -16,7 +16,7 @@ from exltune.budget import SizeModel
 from exltune.inventory import cache_layers, context_limit, groups_at_level, inventory_from_config
 from exltune.schema.attention import CacheLayer
 from exltune.schema.inventory import PAIRS, Inventory
-from exltune.search.strategy import exllamav3_strategy
+from exltune.search.baselines.strategy import exllamav3_strategy
 
 CONFIGS = Path(__file__).resolve().parents[1] / "fixtures" / "configs"
 NAMES = sorted(file.stem for file in CONFIGS.glob("*.json") if file.stem != "deepseek-v3")

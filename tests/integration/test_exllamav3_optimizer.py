@@ -21,7 +21,7 @@ from exltune.schema.mix import choice_of_bits
 from exltune.schema.provenance import Provenance
 from exltune.schema.recipe import Recipe
 from exltune.schema.score import Score
-from exltune.schema.tokens import DataSettings
+from exltune.schema.tokens import DataOptions
 
 LOW, HIGH = 2.0, 4.0
 
@@ -42,7 +42,7 @@ def measurement_of(inventory: Inventory, directories: dict[float, Path]) -> Meas
     nothing = Provenance(exltune_version="0", engine="none", model_path="", model_sha256="")
     head = QuantHead("6", 6, "mul1")
     scores |= {mix.name: score(0.01) for mix in wider_probes(inventory, head.distinct)}
-    return summarize(inventory, 4, quants, head, scores, DataSettings(), nothing)
+    return summarize(inventory, 4, quants, head, scores, DataOptions(), nothing)
 
 
 def score(kl: float) -> Score:

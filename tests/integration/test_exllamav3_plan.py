@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from exltune.budget import cache_bytes, model_profile, parse_cache, spread_bits
-from exltune.budget.demand import workload
-from exltune.budget.placement import place
-from exltune.budget.profile import LayerProfile, ModelProfile
-from exltune.budget.transients import moe_transient
-from exltune.budget.weights import Weights
+from exltune.budget.memory.profile import LayerProfile, ModelProfile
+from exltune.budget.memory.transients import moe_transient
+from exltune.budget.memory.weights import Weights
+from exltune.budget.placement.demand import workload
+from exltune.budget.placement.placement import place
 from exltune.schema.hardware import Overheads, Use
 
 GIB = 1 << 30

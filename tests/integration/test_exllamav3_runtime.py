@@ -16,7 +16,7 @@ from exltune.engines.exllamav3 import runtime
 from exltune.engines.exllamav3.engine import ExllamaEngine, unheeded_window
 from exltune.engines.exllamav3.fits import device_bytes, hold_to
 from exltune.errors import EngineError, UnsupportedArchitectureError, UsageError
-from exltune.pipeline.inspect import inspect
+from exltune.pipeline.quants.inspect import inspect
 from exltune.schema.mix import Mix
 from tests.standin.devices import exllamav3_devices
 

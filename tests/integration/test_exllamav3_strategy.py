@@ -15,7 +15,7 @@ from exltune.exl3.tensors import TensorFiles
 from exltune.inventory import inventory_from_config, load_inventory
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import MixSize
-from exltune.search.strategy import exllamav3_strategy
+from exltune.search.baselines.strategy import exllamav3_strategy
 
 HEAD_BITS = 6
 BPW = (1.0, 1.7, 2.0, 2.1, 2.57, 3.15, 3.5, 3.84, 4.25, 5.0, 6.66, 8.0)

@@ -88,7 +88,7 @@ def test_the_search_and_its_recipe_say_so(recipe, quants, tmp_path):
 
 
 def test_a_trade_says_so(measured):
-    arguments = ("trade", measured, "--vram", "8GiB", "--contexts", "256", "--caches", "fp16")
+    arguments = ("tradeoff", measured, "--vram", "8GiB", "--contexts", "256", "--caches", "fp16")
     assert AGAINST in exltune(*arguments).stdout
     assert succeed(*arguments)["reference"]["name"] == "4bpw_H6"
 
@@ -132,18 +132,18 @@ def test_a_card_says_so(reference, quants, data, moe_model, tmp_path):
 
 def test_a_gate_says_so_and_refuses_the_reference_as_a_side(reference, quants, data, tmp_path):
     sides = (quants / "3bpw_H6", "--against", quants / "2bpw_H6", "--reference", reference, "--tolerance", "60%")
-    shown = exltune("gate", *sides, *data, "--out", tmp_path / "gate.json")
+    shown = exltune("compare", *sides, *data, "--out", tmp_path / "gate.json")
     assert shown.code == 0, shown.stderr
     assert AGAINST in shown.stdout
-    own = ("gate", reference, "--against", quants / "3bpw_H6", "--reference", reference, "--tolerance", "60%", *data)
+    own = ("compare", reference, "--against", quants / "3bpw_H6", "--reference", reference, "--tolerance", "60%", *data)
     fail(17, "the candidate is the reference itself", "0 by definition", here=tmp_path, arguments=own)
 
 
 def test_gates_against_other_references_are_refused_by_name(reference, moe_model, quants, data, tmp_path):
     file = tmp_path / "gate.json"
     sides = (quants / "3bpw_H6", "--against", quants / "2bpw_H6", "--tolerance", "60%", *data)
-    succeed("gate", *sides, "--reference", reference, "--out", file)
-    mixed = ("gate", file, "--against", quants / "2bpw_H6", "--reference", moe_model, "--tolerance", "60%", *data)
+    succeed("compare", *sides, "--reference", reference, "--out", file)
+    mixed = ("compare", file, "--against", quants / "2bpw_H6", "--reference", moe_model, "--tolerance", "60%", *data)
     fail(17, "against another reference, the 4.27 bpw quant", here=tmp_path, arguments=mixed)
 
 
@@ -181,8 +181,8 @@ def test_the_reference_has_the_most_bits(quants, data, tmp_path):
     fail(6, "copied", "it is the reference itself", "fewer bits", here=tmp_path, arguments=itself)
 
 
-@pytest.mark.parametrize("command", ["quantize", "tune", "compare"])
+@pytest.mark.parametrize("command", ["quantize", "tune", "peers"])
 def test_making_quants_needs_the_weights(reference, quants, data, tmp_path, command):
-    more = {"quantize": (), "tune": ("--target-bpw", "3"), "compare": ("--quants", quants)}[command]
+    more = {"quantize": (), "tune": ("--target-bpw", "3"), "peers": ("--quants", quants)}[command]
     arguments = (command, reference, "--out", tmp_path / "out", *more, *data)
     fail(10, "before they were quantized", "take a quant as the reference", here=tmp_path, arguments=arguments)

@@ -15,10 +15,10 @@ from tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
 
 from exltune.engines import LayerCapture, open_engine
 from exltune.engines.reference.engine import ReferenceEngine
-from exltune.engines.reference.prefix_tree import build_tree
 from exltune.engines.reference.scoring import Limits
 from exltune.engines.reference.shell import ModelShell
-from exltune.engines.reference.states import Batch, LayerStep, peak_states
+from exltune.engines.streaming.prefix_tree import build_tree
+from exltune.engines.streaming.states import Batch, LayerStep, peak_states
 from exltune.errors import DataError, MissingTensorError, NonFiniteError, QuantMismatchError, UsageError
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.score import Score

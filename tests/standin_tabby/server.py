@@ -268,4 +268,4 @@ def _progress(kind: str, number: int, modules: int) -> Iterator[dict[str, Any]]:
 
 
 def _error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "trace": None}}
+    return {"error": {"message": message, "generate": None}}

@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exltune.budget.split import Piece, fill, level, load_of
+from exltune.budget.placement.split import Piece, fill, level, load_of
 
 SIZES = st.integers(0, 20)
 PIECES = st.lists(st.builds(Piece, SIZES, SIZES, SIZES, SIZES, SIZES), min_size=1, max_size=7)

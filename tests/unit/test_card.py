@@ -7,8 +7,8 @@ import pytest
 from card_numbers import unsourced
 
 from exltune.errors import UsageError
-from exltune.pipeline.card_plan import memories, served
-from exltune.pipeline.public_files import without_folders
+from exltune.pipeline.publication.card_plan import memories, served
+from exltune.pipeline.publication.public_files import without_folders
 from exltune.publish.card_metadata import check_repo_id, license_of, pipeline_tag, source_repo, tags
 from exltune.publish.card_render import size
 from exltune.publish.card_rows import STANDARD_ERRORS, front

@@ -10,9 +10,9 @@ from chat_models import chats, words, write_chat_tokenizer, write_jsonl
 from exltune.cli import options, repeat_data_option
 from exltune.corpora import TokenSet
 from exltune.errors import DataError, UsageError
-from exltune.pipeline.commands import data_options
-from exltune.pipeline.data import data_settings, data_source, read_samples, token_sets
-from exltune.schema.tokens import DataSettings, Split, Texts
+from exltune.pipeline.common.commands import data_words
+from exltune.pipeline.texts.token_sets import data_options_of, data_source, read_samples, token_sets
+from exltune.schema.tokens import DataOptions, Split, Texts
 
 ROW = 32
 
@@ -34,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(folder: Path, *entries: str, **more: object) -> DataSettings:
+def settings(folder: Path, *entries: str, **more: object) -> DataOptions:
     placed = [entry.replace("@", f"{folder}/") for entry in entries]
-    return data_settings(placed, **({"rows": 32, "row_length": ROW} | more))  # type: ignore[arg-type]
+    return data_options_of(placed, **({"rows": 32, "row_length": ROW} | more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_weights_are_read() -> None:
 @pytest.mark.parametrize("published", [False, True])
 def test_settings_give_the_options_that_give_the_settings(folder: Path, published: bool) -> None:
     asked = settings(folder, "math=@talk.jsonl", "@book.txt", "bundled", weights={"math": 2.5}, samples=9, seed=3)
-    words = data_options(asked, published=published)
+    words = data_words(asked, published=published)
     values: dict[str, list[str]] = {}
     for option, value in zip(words[::2], words[1::2], strict=True):
         values.setdefault(option, []).append(value)
@@ -169,10 +169,10 @@ def test_settings_give_the_options_that_give_the_settings(folder: Path, publishe
     )
     assert again == asked
     assert hash(again) == hash(asked)
-    assert DataSettings.model_validate_json(asked.model_dump_json()) == asked
+    assert DataOptions.model_validate_json(asked.model_dump_json()) == asked
 
 
 def test_without_files_the_bundled_texts_are_taken(model: Path) -> None:
-    found = token_sets(data_settings([], rows=16, row_length=ROW, weights={"wiki": 5}), model)
-    assert data_settings([], rows=16, row_length=ROW).texts is Texts.BUNDLED
+    found = token_sets(data_options_of([], rows=16, row_length=ROW, weights={"wiki": 5}), model)
+    assert data_options_of([], rows=16, row_length=ROW).texts is Texts.BUNDLED
     assert found[Split.HELD_OUT].info.domains["wiki"] == 3

@@ -13,9 +13,9 @@ import yaml
 from standin_tabby.config_models import Config, LoadRequest, ModelFolderConfig
 
 from exltune.errors import BudgetError, DataError, OutputExistsError, UsageError
-from exltune.pipeline.deploy import Split, Wish, plan_deployment, read_deployment, write_deployment
-from exltune.pipeline.deploy_load import load_request
-from exltune.pipeline.draft import DraftWish
+from exltune.pipeline.deployment.deploy import Split, Wish, plan_deployment, read_deployment, write_deployment
+from exltune.pipeline.deployment.deploy_load import load_request
+from exltune.pipeline.deployment.draft import DraftOptions
 from exltune.publish.tabby_family import family_of
 from exltune.publish.tabby_tokens import read_key_file, read_tokens
 from exltune.schema.hardware import CacheBits
@@ -84,7 +84,7 @@ WISHES = {
     "tensor parallel": brief(split=Split(tensor_parallel=True)),
     "manual split": brief(split=Split(manual=True)),
     "one card": brief(gpus=(12 * GIB,)),
-    "n-grams": brief(draft=DraftWish("ngram", None, 3)),
+    "n-grams": brief(draft=DraftOptions("ngram", None, 3)),
     "offloaded": brief(offload_layers=1),
     "fp16 cache": brief(cache=CacheBits(k=16, v=16), context=2000),
     "said by hand": brief(tool_format="hy3", reasoning=False),
@@ -141,8 +141,8 @@ def test_what_does_not_fit_is_refused_in_the_planners_words(tmp_path: Path) -> N
         ({"model_name": "a/b"}, "no name of a folder"),
         ({"bits": None}, "Give --bits"),
         ({"context": 300000}, "--context 300000 is above"),
-        ({"draft": DraftWish("mtp")}, "--mtp needs the quant itself"),
-        ({"draft": DraftWish("ngram", None, 0)}, "--draft-tokens 0"),
+        ({"draft": DraftOptions("mtp")}, "--mtp needs the quant itself"),
+        ({"draft": DraftOptions("ngram", None, 0)}, "--draft-tokens 0"),
     ],
 )
 def test_wishes_that_cannot_be(small: Path, changes: dict[str, Any], words: str) -> None:
@@ -199,7 +199,7 @@ def test_force_never_replaces_a_checkout_of_tabbyapi(small: Path, tmp_path: Path
 
 
 def test_nothing_half_written(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exltune.pipeline.deploy.dockerfile", lambda: 1 / 0)
+    monkeypatch.setattr("exltune.pipeline.deployment.deploy.dockerfile", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         files(tmp_path / "deep" / "out", small, brief())
     assert not any(tmp_path.iterdir())

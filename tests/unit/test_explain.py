@@ -15,16 +15,16 @@ from scipy.stats import sem
 
 from exltune.budget import SizeModel
 from exltune.inventory import groups_at_level, inventory_from_config
-from exltune.pipeline.best_rule import best_rule
-from exltune.pipeline.heat_map import cells, folded, heat_map, layer_ranges
-from exltune.pipeline.palette import bit_colour
-from exltune.pipeline.plots import explanation_png
+from exltune.report.explanation_png import explanation_png
+from exltune.report.heat_map import cells, folded, heat_map, layer_ranges
+from exltune.report.palette import bit_colour
 from exltune.schema.explain import Explanation, GroupBits, Prediction
 from exltune.schema.measurement import Measurement, Probe
 from exltune.schema.recipe import Recipe
 from exltune.schema.search import FrontPoint
 from exltune.search import load_all_rules
-from exltune.search.explain import changes, steps_beyond, steps_taken
+from exltune.search.law.gains import changes, steps_beyond, steps_taken
+from exltune.search.rules.best_rule import best_rule
 
 _ROOT = Path(__file__).parents[2]
 _WIDTHS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 16)

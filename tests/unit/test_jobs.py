@@ -1,6 +1,6 @@
 """Job hashes: equal for equal work, another for anything that could change a result."""
 
-import exltune.pipeline.jobs as jobs
+import exltune.pipeline.common.jobs as jobs
 
 
 def test_a_job_depends_on_its_parts_and_on_the_code(monkeypatch):

@@ -22,13 +22,13 @@ from exltune.measure import (
     QuantSizes,
     summarize,
     swap_units,
-    tensor_salience,
+    tensor_saliency,
 )
 from exltune.measure.estimates import log_error
 from exltune.schema.measurement import Measurement
 from exltune.schema.provenance import Provenance
 from exltune.schema.score import Score
-from exltune.schema.tokens import DataSettings
+from exltune.schema.tokens import DataOptions
 
 QUANTS = {"2": 2.0, "3": 3.0, "4": 4.0, "6": 6.0, "8": 8.0}
 HEAD = QuantHead("6", 6.0, "mul1", {"2": 4.0, "6": 6.0, "8": 8.0})
@@ -74,7 +74,7 @@ def measured(scores: dict[str, Score], reference: QuantReference | None = None) 
         for choice, bits in QUANTS.items()
     ]
     nothing = Provenance(exltune_version="0", engine="none", model_path="", model_sha256="")
-    return summarize(INVENTORY, 3, quants, HEAD, scores, DataSettings(), nothing, reference=reference)
+    return summarize(INVENTORY, 3, quants, HEAD, scores, DataOptions(), nothing, reference=reference)
 
 
 def few_swaps() -> FewSwapsPlan:
@@ -188,10 +188,10 @@ def test_salience_is_the_weights_error_times_the_inputs_norm() -> None:
     hessian = Hessian(inputs.T @ inputs, len(inputs))
     hessians = {f"{expert}.down_proj": hessian, query: hessian, "model.layers.1.mlp.gate": hessian}
     errors = {f"{expert}.down_proj": 0.3, query: 0.1}
-    found = tensor_salience(INVENTORY, errors, [LayerCapture(1, hessians, {expert: 1})])
+    found = tensor_saliency(INVENTORY, errors, [LayerCapture(1, hessians, {expert: 1})])
     assert [one.key for one in found] == [query, f"{expert}.down_proj"]
     rms = np.sqrt((9 + 16 + 25) / 4)
     assert [one.input_rms for one in found] == pytest.approx([rms, rms])
-    assert [one.salience for one in found] == pytest.approx([0.1 * rms, 0.3 * rms * np.sqrt(0.5)])
+    assert [one.saliency for one in found] == pytest.approx([0.1 * rms, 0.3 * rms * np.sqrt(0.5)])
     assert [one.tokens for one in found] == [None, 1]
     assert [one.group for one in found] == ["1.attn.q", "1.experts.down"]

@@ -12,20 +12,20 @@ import pytest
 from command_line import exltune
 from laws import CONFIG, INVENTORY, WIDTHS, Law, LawEngine, measured, memory_for, random_law, tokens_of
 
-import exltune.pipeline.optimize as pipeline
+import exltune.pipeline.optimization.optimize as pipeline
 from exltune.budget import Limits, ModelProfile, fit_mix, mix_weights, model_profile
 from exltune.errors import BudgetError, ExltuneError, NonFiniteError, StorageError, UsageError
-from exltune.pipeline.optimize import Optimized, OptimizeSettings, optimize
-from exltune.pipeline.space import AUTO, Asked
+from exltune.pipeline.optimization.optimize import Optimized, OptimizeOptions, optimize
 from exltune.schema.hardware import CacheBits, Hardware, Use
 from exltune.schema.heuristics import Heuristics, Match, Rule
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE
 from exltune.schema.tokens import Split
-from exltune.search import SearchSettings, open_storage
+from exltune.search import SearchOptions, open_storage
+from exltune.search.space.space import AUTO, Asked
 from exltune.store.records import read_recipe, write_record
 
 _ROWS, _FRESH = 8, 12
-_SHORT = OptimizeSettings(search=SearchSettings(passes=6, batch=5))
+_SHORT = OptimizeOptions(search=SearchOptions(passes=6, batch=5))
 _TARGET = Asked(Limits(target_bpw=3.2))
 
 Optimize = Callable[..., Optimized]
@@ -52,7 +52,7 @@ class Bench:
         }.items():
             monkeypatch.setattr(pipeline, name, value)
 
-    def run(self, asked: Asked = _TARGET, settings: OptimizeSettings = _SHORT, **more: Any) -> Optimized:
+    def run(self, asked: Asked = _TARGET, settings: OptimizeOptions = _SHORT, **more: Any) -> Optimized:
         """`optimize`, forced."""
         more = {"out": self.out, "model": self.folder / "model", "force": True} | more
         return optimize(self.file, asked, settings=settings, **more)
@@ -185,8 +185,8 @@ def test_nothing_finite_is_an_error_and_leaves_no_recipe(bench: Bench) -> None:
 def test_time_ends_the_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes on by a minute whenever it is asked."""
     now = iter(range(0, 10**6, 60))
-    monkeypatch.setattr("exltune.pipeline.search.time.monotonic", lambda: float(next(now)))
-    long = replace(_SHORT, search=SearchSettings(passes=1000, batch=4), seconds=1000.0)
+    monkeypatch.setattr("exltune.pipeline.optimization.search.time.monotonic", lambda: float(next(now)))
+    long = replace(_SHORT, search=SearchOptions(passes=1000, batch=4), seconds=1000.0)
     done = bench.run(settings=long)
     assert 1 <= len(done.detail.rounds) < 12
     assert done.detail.passes < 100
@@ -244,7 +244,7 @@ def test_rules_may_not_bear_the_name_of_a_method(bench: Bench, name: str) -> Non
 def test_other_rules_go_on_in_the_same_storage(bench: Bench) -> None:
     """Rules are one of the study's knobs, and a study's knobs never change."""
     bench.run()
-    more = SearchSettings(passes=10, batch=5)
+    more = SearchOptions(passes=10, batch=5)
     mine = _rules("mine", ({"roles": ("attn.q",)}, {"bits": 4}))
     done = bench.run(settings=replace(_SHORT, search=more, rules=(mine,)))
     assert 6 < done.detail.passes <= 10
@@ -295,7 +295,7 @@ def test_an_unknown_sampler_is_refused_before_anything_is_scored(bench: Bench) -
 
 
 def test_a_front_has_a_recipe_at_every_size(bench: Bench) -> None:
-    done = bench.run(settings=replace(_SHORT, search=SearchSettings(passes=12, batch=6), front=(2.8, 4.0)))
+    done = bench.run(settings=replace(_SHORT, search=SearchOptions(passes=12, batch=6), front=(2.8, 4.0)))
     front = done.detail.front
     assert [point.target_bpw for point in front] == [2.8, 3.2, 4.0]
     klds = [point.selection_kld for point in front]

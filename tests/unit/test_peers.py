@@ -9,8 +9,8 @@ import torch
 from exltune.evaluate.peers import ALPHAS, awq, output_error, peer_layers, peer_size, round_to_nearest
 from exltune.exl3.hessian import Hessian
 from exltune.inventory import inventory_from_config
-from exltune.schema.compare import PeerMethod
 from exltune.schema.inventory import LinearSpec, Role
+from exltune.schema.peers import PeerMethod
 
 WIDTH, OUT, TOKENS = 48, 24, 200
 

@@ -23,7 +23,7 @@ from exltune.budget import (
     plan,
     weights_of_bits,
 )
-from exltune.budget.question import fits
+from exltune.budget.plan.question import fits
 from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Use
 from exltune.schema.plan import Plan
 

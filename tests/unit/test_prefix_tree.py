@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_models import CONFIGS
 
-from exltune.engines.reference.prefix_tree import Edge, LayerChoice, build_tree, layer_groups
-from exltune.engines.reference.states import LayerStep, peak_states
+from exltune.engines.streaming.prefix_tree import Edge, LayerChoice, build_tree, layer_groups
+from exltune.engines.streaming.states import LayerStep, peak_states
 from exltune.inventory import inventory_from_config
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix
 

@@ -16,16 +16,16 @@ from scipy import stats
 from synthetic_measurement import synthetic_measurement
 
 from exltune.inventory import inventory_from_config
-from exltune.pipeline.report.numbers import interval, report_of
-from exltune.pipeline.report.page import report_page
-from exltune.pipeline.report.pictures import PICTURES
-from exltune.pipeline.report.scales import law_curve, rows_of
+from exltune.report.measurement.numbers import interval, report_of
+from exltune.report.measurement.page import report_page
+from exltune.report.measurement.pictures import PICTURES
+from exltune.report.measurement.scales import law_curve, rows_of
 from exltune.schema.evaluation import MethodRow
 from exltune.schema.measurement import MeasuredGroup, Measurement, Probe
 from exltune.schema.recipe import Recipe, RecipeDetail
 from exltune.schema.report import Report
 from exltune.schema.search import SearchDetail, Standing
-from exltune.search.costs import nmse
+from exltune.search.law.costs import nmse
 from exltune.store.records import write_recipe
 
 CONFIGS = Path(__file__).resolve().parents[1] / "fixtures" / "configs"

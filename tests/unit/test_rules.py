@@ -19,9 +19,9 @@ from exltune.inventory import groups_at_level, inventory_from_config
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.inventory import Inventory
 from exltune.search import SearchProblem, load_all_rules, load_rules, rules_mix, search_problem
-from exltune.search.rule_floors import floors
-from exltune.search.rules import find_rules
-from exltune.search.wishes import matches
+from exltune.search.rules.floors import floors
+from exltune.search.rules.rules import find_rules
+from exltune.search.rules.wishes import matches
 
 _MOE: dict[str, Any] = {
     "architectures": ["Glm4MoeForCausalLM"],

@@ -12,8 +12,8 @@ from exltune.errors import BudgetError, UsageError
 from exltune.inventory import inventory_from_config
 from exltune.schema.heuristics import Heuristics
 from exltune.search import load_all_rules, rules_mix, search_problem
-from exltune.search.rule_floors import floors
-from exltune.search.wishes import out_of_reach, unmatched
+from exltune.search.rules.floors import floors
+from exltune.search.rules.wishes import out_of_reach, unmatched
 
 _MODELS = Path(__file__).parents[2] / "models"
 _MOE, _DENSE = (

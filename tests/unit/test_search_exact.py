@@ -15,7 +15,7 @@ from exltune.errors import BudgetError, UsageError
 from exltune.inventory import inventory_from_config
 from exltune.schema.mix import CACHE_K, CACHE_V
 from exltune.search import SearchProblem, cache_unit, head_unit, search_problem, solve
-from exltune.search.exact import exchanges
+from exltune.search.solve.exact import exchanges
 
 _WIDTHS = (2.0, 2.5, 4.0)
 _SMALL = inventory_from_config(

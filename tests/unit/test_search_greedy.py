@@ -11,8 +11,8 @@ from synthetic_measurement import synthetic_measurement
 from exltune.inventory import inventory_from_config
 from exltune.schema.measurement import Measurement
 from exltune.search import PROPOSERS, SearchProblem, search_problem
-from exltune.search.costs import nmse
-from exltune.search.greedy import exllamav3_greedy
+from exltune.search.baselines.greedy import exllamav3_greedy
+from exltune.search.law.costs import nmse
 
 WIDTHS = (2.0, 3.0, 4.0)
 INVENTORY = inventory_from_config(

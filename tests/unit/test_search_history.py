@@ -12,8 +12,8 @@ from exltune.errors import StorageError, UsageError
 from exltune.schema.mix import CACHE_K, CACHE_V
 from exltune.schema.search import ScoredMix
 from exltune.search import SEED, History, open_storage
-from exltune.search.history import mix_key, storage_errors
-from exltune.search.ledger import Ledger
+from exltune.search.loop.history import mix_key, storage_errors
+from exltune.search.loop.ledger import Ledger
 
 
 def _mix(bits: str, rows: tuple[float, ...], source: str = "thompson", **more: str) -> ScoredMix:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import INVENTORY, WIDTHS, Law, LawEngine, bpw_range, measured, random_law, run_search
 
-from exltune.search import History, SearchProblem, SearchSettings, Surrogate, open_storage, propose, search_problem
+from exltune.search import History, SearchOptions, SearchProblem, Surrogate, open_storage, propose, search_problem
 
 
 def _problem(law: Law, target: float, *, rows: int = 8, **changes: object) -> SearchProblem:
@@ -42,7 +42,7 @@ def _interacting() -> Law:
 def test_it_beats_sums_of_single_swaps_where_units_interact(target: float) -> None:
     law = _interacting()
     problem = _problem(law, target)
-    ran = run_search([problem], LawEngine(law), SearchSettings(passes=40, batch=10))
+    ran = run_search([problem], LawEngine(law), SearchOptions(passes=40, batch=10))
     found = law.kld(problem.seed_of_units("", ran.search.held[0]).mix.choices)
     seeds = {seed.name: law.kld(seed.mix.choices) for seed in propose(problem)}
     assert {"knapsack", "knapsack-fit"} <= seeds.keys()
@@ -54,7 +54,7 @@ def test_refitting_makes_the_law_right() -> None:
     law = _interacting()
     problem = _problem(law, 3.2)
     found = [
-        run_search([problem], LawEngine(law), SearchSettings(passes=20, batch=8, refit=refit), knobs=None).search
+        run_search([problem], LawEngine(law), SearchOptions(passes=20, batch=8, refit=refit), knobs=None).search
         for refit in (True, False)
     ]
     # Each law predicts what the search without refitting has scored.
@@ -78,7 +78,7 @@ def test_passes_are_never_exceeded(passes: float, batch: int, rows: int, sizes: 
     law = random_law(seed=seed, noise=0.1)
     problems = [_problem(law, target, rows=rows) for target in (2.8, 3.2, 4.0)[:sizes]]
     engine = LawEngine(law)
-    ran = run_search(problems, engine, SearchSettings(passes=passes, batch=batch, seed=seed), rows=rows, knobs=None)
+    ran = run_search(problems, engine, SearchOptions(passes=passes, batch=batch, seed=seed), rows=rows, knobs=None)
     assert engine.row_passes / rows <= passes + 1e-9
     assert ran.search.ledger.passes == pytest.approx(engine.row_passes / rows)
     # And what is left would not have paid for another mix at every size.
@@ -94,7 +94,7 @@ def test_the_handed_over_mix_keeps_budget_and_floors() -> None:
         law = random_law(seed=seed, noise=0.2, pairs=[("0.attn.q", "0.mlp.down", 1.0)])
         floors = {"0.attn.q": floor, "1.shared.down": floor} if floor else {}
         problem = _problem(law, low + share * (high - low), floors=floors)
-        ran = run_search([problem], LawEngine(law), SearchSettings(passes=8, batch=6, seed=seed))
+        ran = run_search([problem], LawEngine(law), SearchOptions(passes=8, batch=6, seed=seed))
         for taken in ran.search.finalists(0).values():
             made = problem.seed_of_units("", taken)
             assert made.size.bpw <= problem.target_bpw + 1e-9
@@ -108,9 +108,7 @@ def test_the_better_half_goes_on_and_the_laws_optimum_always() -> None:
     law = random_law(noise=0.3)
     problem = _problem(law, 3.2)
     engine = LawEngine(law)
-    ran = run_search(
-        [problem], engine, SearchSettings(passes=14, batch=8, sources=("thompson", "exchange")), knobs=None
-    )
+    ran = run_search([problem], engine, SearchOptions(passes=14, batch=8, sources=("thompson", "exchange")), knobs=None)
     scored = list(ran.search.ledger.history.mixes.values())
     whole = [mix for mix in scored if len(mix.kld_rows) == 8]
     half = [mix for mix in scored if len(mix.kld_rows) == 4]
@@ -130,7 +128,7 @@ def test_luck_on_the_first_rung_is_not_believed() -> None:
     """Every mix but the held one seems 30 % better on the first half of the rows, and is not on the others."""
     plain = random_law(noise=0.01)
     problem = _problem(plain, 3.2)
-    held = run_search([problem], LawEngine(plain), SearchSettings(passes=1), knobs=None).search.held[0]
+    held = run_search([problem], LawEngine(plain), SearchOptions(passes=1), knobs=None).search.held[0]
     optimum = problem.seed_of_units("", held).mix.choices
 
     def luck(choices: Mapping[str, str], row: int) -> float:
@@ -139,7 +137,7 @@ def test_luck_on_the_first_rung_is_not_believed() -> None:
         return 0.5 if row < 8 else 1.05
 
     lucky = Law(plain.scales, noise=0.01, luck=luck)
-    settings_ = SearchSettings(passes=12, batch=8, refit=False, sources=("exchange",))
+    settings_ = SearchOptions(passes=12, batch=8, refit=False, sources=("exchange",))
     ran = run_search([problem], LawEngine(lucky), settings_, rows=16, knobs=None)
     search = ran.search
     best = min(search.ledger.scored(), key=lambda pair: pair[1])[0]
@@ -152,9 +150,7 @@ def test_a_move_needs_more_than_twice_its_standard_error() -> None:
     """On fresh rows the same gain is taken where the rows agree on it, and left where they do not."""
     plain = random_law()
     problem = _problem(plain, 3.2)
-    optimum = problem.seed_of_units(
-        "", run_search([problem], LawEngine(plain), SearchSettings(passes=1)).search.held[0]
-    )
+    optimum = problem.seed_of_units("", run_search([problem], LawEngine(plain), SearchOptions(passes=1)).search.held[0])
 
     def moves(spread: float) -> bool:
         def luck(choices: Mapping[str, str], row: int) -> float:
@@ -163,7 +159,7 @@ def test_a_move_needs_more_than_twice_its_standard_error() -> None:
             return 0.9 + (spread if row % 2 else -spread)
 
         law = Law(plain.scales, luck=luck)
-        settings_ = SearchSettings(passes=8, batch=6, refit=False, sources=("exchange",))
+        settings_ = SearchOptions(passes=8, batch=6, refit=False, sources=("exchange",))
         ran = run_search([problem], LawEngine(law), settings_, rows=16, knobs=None)
         return problem.seed_of_units("", ran.search.held[0]).mix.choices != optimum.mix.choices
 
@@ -175,7 +171,7 @@ def test_several_sizes_share_what_was_scored() -> None:
     law = _interacting()
     problems = [_problem(law, target) for target in (2.8, 3.0, 3.5)]
     engine = LawEngine(law)
-    ran = run_search(problems, engine, SearchSettings(passes=30, batch=9))
+    ran = run_search(problems, engine, SearchOptions(passes=30, batch=9))
     assert len(ran.search.held) == 3
     assert all(len(done.held_kld) == 3 for done in ran.search.rounds)
     sizes = [problem.bytes_of(taken) for problem, taken in zip(problems, ran.search.held, strict=True)]
@@ -195,7 +191,7 @@ def test_nothing_left_to_try_ends_it() -> None:
     low, _ = bpw_range()
     problem = _problem(law, low + 1e-9)
     engine = LawEngine(law)
-    ran = run_search([problem], engine, SearchSettings(passes=1000, batch=4))
+    ran = run_search([problem], engine, SearchOptions(passes=1000, batch=4))
     assert [mix.choices for mix, _ in engine.scored] == [problem.seed_of_units("", ran.search.held[0]).mix.choices]
     assert ran.search.rounds == []
 
@@ -204,7 +200,7 @@ def test_nothing_left_to_try_ends_it() -> None:
 def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: str) -> None:
     law = random_law(noise=0.05)
     problem = _problem(law, 3.2)
-    optimum = run_search([problem], LawEngine(law), SearchSettings(passes=1), knobs=None).search.held[0]
+    optimum = run_search([problem], LawEngine(law), SearchOptions(passes=1), knobs=None).search.held[0]
     bad = problem.seed_of_units("", optimum).mix.choices
     asked: list[Mapping[str, str]] = []
 
@@ -214,7 +210,7 @@ def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: s
             return True
         return False
 
-    ran = run_search([problem], LawEngine(law, nan=nan), SearchSettings(passes=10, batch=6))
+    ran = run_search([problem], LawEngine(law, nan=nan), SearchOptions(passes=10, batch=6))
     distinct = {tuple(sorted(choices.items())) for choices in asked}
     assert len(asked) == len(distinct) == len(ran.scorer.dropped)
     if which == "all":
@@ -234,7 +230,7 @@ def test_the_same_seed_finds_the_same() -> None:
     problem = _problem(law, 3.2)
 
     def run(seed: int) -> list[tuple[str, tuple[float, ...]]]:
-        ran = run_search([problem], LawEngine(law), SearchSettings(passes=12, batch=6, seed=seed))
+        ran = run_search([problem], LawEngine(law), SearchOptions(passes=12, batch=6, seed=seed))
         return [(mix.source, mix.kld_rows) for mix in ran.search.ledger.history.mixes.values()]
 
     assert run(0) == run(0)
@@ -245,7 +241,7 @@ def test_a_finished_search_taken_up_again_holds_the_same_and_scores_nothing() ->
     law = _interacting()
     problem = _problem(law, 3.2)
     history = History(open_storage(None), "key")
-    settings_ = SearchSettings(passes=20, batch=8)
+    settings_ = SearchOptions(passes=20, batch=8)
     first = run_search([problem], LawEngine(law), settings_, history=history).search
     engine = LawEngine(law)
     again = run_search([problem], engine, settings_, history=history).search
@@ -253,7 +249,7 @@ def test_a_finished_search_taken_up_again_holds_the_same_and_scores_nothing() ->
     assert again.held == first.held
     assert again.finalists(0).keys() == first.finalists(0).keys()
     # With more passes it goes on from there.
-    more = run_search([problem], engine, SearchSettings(passes=24, batch=8), history=history).search
+    more = run_search([problem], engine, SearchOptions(passes=24, batch=8), history=history).search
     assert engine.scored
     assert more.ledger.passes <= 24
 
@@ -261,7 +257,7 @@ def test_a_finished_search_taken_up_again_holds_the_same_and_scores_nothing() ->
 def test_one_row_is_a_search_set_too() -> None:
     law = random_law()
     problem = _problem(law, 3.2, rows=1)
-    ran = run_search([problem], LawEngine(law), SearchSettings(passes=8, batch=4), rows=1)
+    ran = run_search([problem], LawEngine(law), SearchOptions(passes=8, batch=4), rows=1)
     assert ran.search.ledger.passes == 8
     assert "search" in ran.search.finalists(0)
 
@@ -272,7 +268,7 @@ def test_only_what_keeps_the_budget_is_proposed() -> None:
     problem = _problem(law, 3.2)
     picky = replace(problem, fits=lambda choices: choices["2.attn.o"] != "8")
     engine = LawEngine(law)
-    run_search([picky], engine, SearchSettings(passes=10, batch=6))
+    run_search([picky], engine, SearchOptions(passes=10, batch=6))
     proposed = [mix.choices["2.attn.o"] for mix, _ in engine.scored[1:]]
     assert proposed
     assert "8" not in proposed

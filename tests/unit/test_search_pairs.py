@@ -13,11 +13,11 @@ from laws import CONFIG, INVENTORY, LawEngine, bpw_range, measured, random_law, 
 
 from exltune.budget import SizeModel
 from exltune.inventory import groups_at_level, inventory_from_config
-from exltune.pipeline.fused import unfused_note
+from exltune.report.fused import unfused_note
 from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import Measurement
 from exltune.search import PROPOSERS, SearchProblem, load_all_rules, propose, search_problem, unfused
-from exltune.search.pairs import kept_whole
+from exltune.search.problem.pairs import kept_whole
 
 _MODELS = Path(__file__).parents[2] / "models"
 PAIRS = [part.members for part in groups_at_level(INVENTORY, 3) if len(part.members) > 1]

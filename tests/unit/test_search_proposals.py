@@ -16,9 +16,9 @@ from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import MeasuredGroup, Measurement, MeasurementDetail, Probe, QuantRef
 from exltune.schema.mix import choice_of_bits
 from exltune.schema.provenance import Provenance
-from exltune.schema.tokens import DataSettings
+from exltune.schema.tokens import DataOptions
 from exltune.search import PROPOSERS, SearchProblem, load_all_rules, propose, search_problem
-from exltune.search.costs import fitted_costs, measured_costs, nmse
+from exltune.search.law.costs import fitted_costs, measured_costs, nmse
 
 _WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 _INVENTORY = inventory_from_config(
@@ -78,7 +78,7 @@ def _measurement(
         head_choice="6",
         head_bits=6.0,
         codebook="mul1",
-        data=DataSettings(),
+        data=DataOptions(),
         groups=units,
         provenance=provenance,
     )

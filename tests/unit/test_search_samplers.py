@@ -25,7 +25,7 @@ from exltune.search import (
     search_problem,
     solve,
 )
-from exltune.search.knobs import ONE_OBJECTIVE, Turn
+from exltune.search.loop.samplers import ONE_OBJECTIVE, Turn
 
 _LAW = random_law()
 _PROBLEMS = tuple(

@@ -12,7 +12,7 @@ from exltune.inventory import inventory_from_config
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import CACHE_K, CACHE_V
 from exltune.search import SearchProblem, Surrogate, cache_unit, head_unit, search_problem, solve
-from exltune.search.surrogate import EXACT, whole_mixes
+from exltune.search.law.surrogate import EXACT, whole_mixes
 
 _FLAT = {"rows": 4}
 

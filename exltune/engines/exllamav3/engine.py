@@ -22,10 +22,10 @@ from exltune.engines.exllamav3.runtime import import_exllamav3, named_devices
 from exltune.engines.exllamav3.scoring import Limits, ScorePass
 from exltune.engines.exllamav3.shelf import Shelf
 from exltune.engines.exllamav3.worker import Worker
-from exltune.engines.reference.prefix_tree import build_tree
-from exltune.engines.reference.results import scores_of
-from exltune.engines.reference.states import peak_states
-from exltune.engines.reference.weights import CheckpointWeights
+from exltune.engines.streaming.prefix_tree import build_tree
+from exltune.engines.streaming.results import scores_of
+from exltune.engines.streaming.states import peak_states
+from exltune.engines.streaming.weights import CheckpointWeights
 from exltune.errors import EngineError, UsageError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.hessian import Hessian, RotatedHessian

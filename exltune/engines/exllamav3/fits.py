@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from exltune.engines.exllamav3.shelf import GroupChoice, Shelf
-from exltune.engines.reference.prefix_tree import Edge, PrefixTree, layer_groups
+from exltune.engines.streaming.prefix_tree import Edge, PrefixTree, layer_groups
 from exltune.errors import EngineError
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exltune.engines.exllamav3.worker import Worker
-from exltune.engines.reference.results import Leaf
+from exltune.engines.streaming.results import Leaf
 from exltune.errors import NonFiniteError
 from exltune.metrics import ReferenceLogits
 from exltune.schema.mix import REFERENCE

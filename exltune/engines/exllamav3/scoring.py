@@ -22,9 +22,9 @@ from exltune.engines.exllamav3.head import row_sums
 from exltune.engines.exllamav3.shelf import GroupChoice, Shelf
 from exltune.engines.exllamav3.states import StatePool
 from exltune.engines.exllamav3.worker import Worker
-from exltune.engines.reference.prefix_tree import Edge, PrefixTree, layer_groups, needed_by_leaves
-from exltune.engines.reference.results import Leaf, RowSums
-from exltune.engines.reference.states import Batch, LayerStep
+from exltune.engines.streaming.prefix_tree import Edge, PrefixTree, layer_groups, needed_by_leaves
+from exltune.engines.streaming.results import Leaf, RowSums
+from exltune.engines.streaming.states import Batch, LayerStep
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Choice
 

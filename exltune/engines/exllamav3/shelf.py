@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from exltune.engines.reference.weights import SIMULATED, finite, other_shape
+from exltune.engines.streaming.weights import SIMULATED, finite, other_shape
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.schema.inventory import Inventory, LinearSpec

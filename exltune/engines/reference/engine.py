@@ -13,13 +13,13 @@ from torch import Tensor
 from exltune.engines.base import MIN_EXPERT_TOKENS, LayerCapture, Progress, ScoreStats
 from exltune.engines.checks import check_mix, check_tokens
 from exltune.engines.reference.capture import CapturePass
-from exltune.engines.reference.prefix_tree import build_tree
-from exltune.engines.reference.results import scores_of
 from exltune.engines.reference.scoring import Limits, ScorePass
 from exltune.engines.reference.shell import ModelShell
-from exltune.engines.reference.states import peak_states
 from exltune.engines.reference.store import WeightStore
 from exltune.engines.reference.workers import Workers
+from exltune.engines.streaming.prefix_tree import build_tree
+from exltune.engines.streaming.results import scores_of
+from exltune.engines.streaming.states import peak_states
 from exltune.errors import UsageError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.hessian import Hessian, RotatedHessian

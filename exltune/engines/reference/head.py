@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exltune.engines.reference.layer import Tensors
-from exltune.engines.reference.results import Leaf, RowSums
 from exltune.engines.reference.shell import ModelShell
 from exltune.engines.reference.store import WeightStore
 from exltune.engines.reference.workers import Workers
+from exltune.engines.streaming.results import Leaf, RowSums
 from exltune.errors import NonFiniteError
 from exltune.metrics import ReferenceLogits
 from exltune.schema.mix import REFERENCE, Choice

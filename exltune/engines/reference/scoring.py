@@ -15,12 +15,12 @@ from exltune.engines.base import Progress, ScoreStats
 from exltune.engines.reference.attention import cache_keywords
 from exltune.engines.reference.head import HeadPass
 from exltune.engines.reference.layer import LayerModule
-from exltune.engines.reference.prefix_tree import Edge, LayerChoice, PrefixTree, layer_groups
-from exltune.engines.reference.results import Leaf, RowSums
 from exltune.engines.reference.shell import ModelShell
-from exltune.engines.reference.states import Batch, LayerStep, peak_states
 from exltune.engines.reference.store import GroupChoice, WeightStore
 from exltune.engines.reference.workers import Workers
+from exltune.engines.streaming.prefix_tree import Edge, LayerChoice, PrefixTree, layer_groups
+from exltune.engines.streaming.results import Leaf, RowSums
+from exltune.engines.streaming.states import Batch, LayerStep, peak_states
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE
 

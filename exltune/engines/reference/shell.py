@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from exltune.engines.reference.attention import ATTENTION
 from exltune.engines.reference.layer import LayerModule
-from exltune.engines.reference.weights import EMBEDDING, CheckpointWeights
+from exltune.engines.streaming.weights import EMBEDDING, CheckpointWeights
 from exltune.errors import MissingTensorError, NotAModelError
 from exltune.inventory import model_shape, read_config, unquantized_tensor_names
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exltune.engines.reference.layer import Tensors
-from exltune.engines.reference.weights import LinearWeights, WeightSource, open_reference, open_weights
+from exltune.engines.streaming.weights import LinearWeights, WeightSource, open_reference, open_weights
 from exltune.exl3.tensors import TensorFiles
 from exltune.schema.inventory import Inventory, LinearSpec, Role
 from exltune.schema.mix import REFERENCE, Choice

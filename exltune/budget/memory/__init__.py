@@ -1,0 +1,1 @@
+"""What a model takes: weights, cache, transients, layer by layer."""

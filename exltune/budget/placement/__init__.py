@@ -1,0 +1,1 @@
+"""Weights, cache and overheads on cards."""

@@ -1,0 +1,1 @@
+"""The plan: what fits, what would, and what limits leave."""

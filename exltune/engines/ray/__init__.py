@@ -1,0 +1,1 @@
+"""Any engine on a Ray cluster, behind the engine protocol."""

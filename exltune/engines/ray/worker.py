@@ -1,0 +1,72 @@
+"""What runs in a Ray worker: an engine that stays open, so that its layers stay warm from task to task."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from exltune.engines.base import Engine, Resources, open_engine
+from exltune.errors import ExltuneError
+from exltune.pipeline.measurement.probe_content import scoring_code
+from exltune.schema.mix import Choice, Mix
+from exltune.schema.score import Score
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker opens; the paths must be the same on all nodes."""
+
+    engine: str
+    model: Path
+    quants: Mapping[Choice, Path]
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker runs and with which code."""
+
+    pid: int
+    host: str
+    code: str
+
+
+class ProbeWorker:
+    """An actor: one engine on one GPU, or on some cores.
+
+    What a user can mend is returned rather than raised: Ray would wrap it in a trace of its own.
+    """
+
+    def __init__(self, job: WorkerJob) -> None:
+        self.job = job
+        self._engine: Engine | None = None
+
+    def prepare(self) -> WorkerPlace | ExltuneError:
+        """Open the engine."""
+        try:
+            name = self._open().name
+        except ExltuneError as error:
+            return error
+        return WorkerPlace(os.getpid(), socket.gethostname(), scoring_code(name))
+
+    def score(self, mixes: Sequence[Mix], tokens: npt.NDArray[np.int64]) -> tuple[list[Score], int] | ExltuneError:
+        """Scores of mixes on tokens (rows, T) and the bytes of states that were held."""
+        try:
+            engine = self._open()
+            scores = engine.score(mixes, torch.from_numpy(np.array(tokens)))
+        except ExltuneError as error:
+            return error
+        return scores, engine.stats.state_bytes
+
+    def _open(self) -> Engine:
+        if self._engine is None:
+            job = self.job
+            self._engine = open_engine(job.engine, job.model, job.quants, job.resources)
+        return self._engine

@@ -1,0 +1,1 @@
+"""What several subjects share: the session, the reporter, where results come from."""

@@ -1,0 +1,1 @@
+"""Quants on held-out tokens: tables, verdicts, comparisons."""

@@ -1,0 +1,1 @@
+"""Swaps scored on the search set: the measurement and its store."""

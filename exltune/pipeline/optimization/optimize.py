@@ -1,0 +1,309 @@
+"""`exltune optimize`: seeds of every method and a search, judged on fresh rows; the best as a recipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from exltune.engines.base import AUTO, Resources, open_engine
+from exltune.errors import NonFiniteError, UsageError
+from exltune.inventory import read_config
+from exltune.pipeline.common.jobs import job_hash
+from exltune.pipeline.common.reporter import Reporter, Silent, tell_peaks
+from exltune.pipeline.measurement.measured import quants_at_hand
+from exltune.pipeline.optimization.search import Scorer, run_rounds, score_seeds
+from exltune.pipeline.quants.base_quants import paths_of
+from exltune.pipeline.texts.token_sets import check_tokens, ids, token_sets
+from exltune.report.fused import unfused_note
+from exltune.schema.heuristics import Heuristics
+from exltune.schema.measurement import Measurement
+from exltune.schema.mix import CACHE_K, CACHE_V, Choice
+from exltune.schema.recipe import Recipe, RecipeDetail
+from exltune.schema.search import FrontPoint, SearchDetail, Standing
+from exltune.schema.tokens import Split
+from exltune.search import (
+    History,
+    Knobs,
+    Search,
+    SearchOptions,
+    SearchProblem,
+    Surrogate,
+    knob_study,
+    load_all_rules,
+    open_storage,
+    out_of_reach,
+    propose,
+    rule_bits,
+    sampler,
+    solve,
+    storage_errors,
+    unmatched,
+)
+from exltune.search.loop.ranking import SEARCHED, all_candidates, standings
+from exltune.search.space.space import Asked, Space, search_space
+from exltune.store.files import locked, refuse_existing_file
+from exltune.store.records import read_record, write_recipe
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """How to search. rules: files beside the ones that come with exltune. front: further targets in bpw, each with a
+    recipe of its own. storage: URL of the search's storage; a SQLite file beside the recipe if None. seconds: bound of
+    the loop's time.
+    """
+
+    search: SearchOptions = field(default_factory=SearchOptions)
+    rules: tuple[Heuristics, ...] = ()
+    front: tuple[float, ...] = ()
+    sampler: str = "tpe"
+    storage: str | None = None
+    seconds: float | None = None
+
+    def bounds(self) -> tuple[str, ...]:
+        """How long to search, as options of the command line."""
+        time = () if self.seconds is None else ("--time", f"{self.seconds:g}s")
+        return ("--passes", f"{self.search.passes:g}", *time)
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """The recipe that is handed over, and how all methods stand."""
+
+    recipe: Recipe
+    detail: SearchDetail
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """Standings of every size, the law at the end, the loop that was run (None without), and mixes that were NaN."""
+
+    standings: Sequence[Sequence[Standing]]
+    law: Surrogate
+    search: Search | None
+    dropped: tuple[str, ...]
+
+
+def optimize(
+    file: Path,
+    asked: Asked,
+    out: Path,
+    *,
+    settings: OptimizeOptions | None = None,
+    model: Path | None = None,
+    quants_dir: Path | None = None,
+    engine: str = AUTO,
+    resources: Resources | None = None,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Optimized:
+    """Search the best mix within a budget, judge it against every method on fresh rows, and write its recipe.
+
+    Where the base quants are not at hand the best prediction wins and nothing is scored. The same call again goes on
+    with the mixes that its storage holds. model and quants_dir override what the measurement names. resources: what the
+    engine may take.
+    Raises: BudgetError for an impossible budget, UsageError, DataError where the measurement or its texts cannot be
+    read, OutputExistsError, QuantMismatchError, StorageError.
+    """
+    settings, reporter = settings or OptimizeOptions(), reporter or Silent()
+    refuse_existing_file(out, force=force)
+    measurement = read_record(file, Measurement)
+    model = model or Path(measurement.exltune.provenance.model_path)
+    config = read_config(model)
+    space = search_space(config, model, measurement, asked)
+    more = [search_space(config, model, measurement, one, like=space) for one in _at(asked, settings.front)]
+    run = _Run((space, *more), settings, measurement, out, reporter, asked.floors)
+    with locked(out):
+        quants = quants_at_hand(measurement, quants_dir, model)
+        if quants:
+            tokens = token_sets(measurement.exltune.data, model)
+            check_tokens(tokens[Split.SEARCH], measurement.exltune.provenance.tokens_sha256, file)
+            opened = open_engine(engine, model, paths_of(quants), resources)
+            fresh = Scorer(opened, ids(tokens[Split.SELECTION]))
+            outcome = run.search(Scorer(opened, ids(tokens[Split.SEARCH])), fresh)
+            tell_peaks(reporter, opened)
+        else:
+            reporter.remark("The base quants are not at hand: the best prediction wins, nothing was scored")
+            outcome = run.predict()
+        return run.write(outcome)
+
+
+class _Run:
+    """One optimization over one or several sizes; the first is the one that was asked for."""
+
+    def __init__(
+        self,
+        spaces: Sequence[Space],
+        settings: OptimizeOptions,
+        measurement: Measurement,
+        out: Path,
+        reporter: Reporter,
+        floors: Sequence[Heuristics],
+    ) -> None:
+        self.spaces, self.settings, self.measurement = spaces, settings, measurement
+        self.out, self.reporter = out, reporter
+        self.problems = [space.problem for space in spaces]
+        self.objectives = min(len(self.problems), 2)
+        self.sampler = sampler(settings.sampler, settings.search.seed, objectives=self.objectives)
+        self.rules = (*load_all_rules(), *settings.rules)
+        self.seeds = [propose(problem, self.rules) for problem in self.problems]
+        _check_names(seed.name for seed in self.seeds[0])
+        self.warnings = _warnings(self.problems[0], settings.rules, floors)
+
+    def predict(self) -> SearchOutcome:
+        """Rank by prediction alone."""
+        law = Surrogate(self.problems[0])
+        ranked = []
+        for problem, seeds in zip(self.problems, self.seeds, strict=True):
+            best = solve(problem, law.energies())
+            assert best is not None, "a problem is feasible when it is made"
+            ranked.append(standings(problem, all_candidates(problem, seeds, {"search-law": best}), law))
+        return SearchOutcome(ranked, law, None, ())
+
+    def search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
+        """Score seeds, run the loop, and judge all that is left on fresh rows."""
+        with storage_errors(self._storage_url()):
+            return self._search(scorer, fresh)
+
+    def _search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
+        rows, storage = len(scorer.tokens), open_storage(self._storage_url())
+        history = History(storage, self._key())
+        with self.reporter.stage("Scoring seeds") as progress:
+            seeds = [seed for seeds in self.seeds for seed in seeds if not history.whole(seed.mix.choices, rows)]
+            score_seeds(seeds, scorer, history, progress)
+        study = knob_study(storage, self._knobs_key(), self.sampler, objectives=self.objectives)
+        knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
+        search = Search(self.problems, self.settings.search, rows, history, knobs)
+        run_rounds(search, scorer, self.reporter, seconds=self.settings.seconds)
+        ranked = self._judge(search, history, fresh)
+        dropped = scorer.dropped | fresh.dropped
+        return SearchOutcome(ranked, search.surrogate, search, tuple(dict.fromkeys(dropped.values())))
+
+    def _judge(self, search: Search, history: History, fresh: Scorer) -> list[list[Standing]]:
+        """Seeds and finalists of every size on rows that no fit has seen."""
+        candidates = [
+            all_candidates(problem, seeds, search.finalists(number))
+            for number, (problem, seeds) in enumerate(zip(self.problems, self.seeds, strict=True))
+        ]
+        with self.reporter.stage("Judging on the selection set") as progress:
+            found = iter(fresh.scores([one.mix for many in candidates for one in many], slice(None), progress))
+        ranked = []
+        for problem, many in zip(self.problems, candidates, strict=True):
+            scores = {one.name: score for one in many if (score := next(found)) is not None}
+            if not scores:
+                raise NonFiniteError("no mix at this size has finite scores", fix="Check the base quants")
+            ranked.append(standings(problem, many, search.surrogate, history, scores))
+            if not ranked[-1][0].eligible:
+                raise NonFiniteError(
+                    f"no mix at {problem.target_bpw:.3f} bpw that keeps the floors and fits has finite scores",
+                    fix="Check the base quants",
+                )
+        return ranked
+
+    def write(self, outcome: SearchOutcome) -> Optimized:
+        """Write the recipe of every size; the one asked for last, so that it is there only when all are."""
+        points = []
+        for space, ranked in zip(self.spaces[1:], outcome.standings[1:], strict=True):
+            problem = space.problem
+            path = self.out.with_name(f"{self.out.stem}-{problem.target_bpw:g}bpw{self.out.suffix}")
+            write_recipe(path, self._recipe(space, ranked, self._detail(outcome, ranked, ())))
+            points.append(_point(problem, ranked[0], str(path)))
+        first = outcome.standings[0]
+        front = tuple(sorted((*points, _point(self.problems[0], first[0], str(self.out))), key=lambda one: one.bpw))
+        detail = self._detail(outcome, first, front if points else ())
+        recipe = self._recipe(self.spaces[0], first, detail)
+        write_recipe(self.out, recipe)
+        return Optimized(recipe, detail)
+
+    def _detail(
+        self, outcome: SearchOutcome, ranked: Sequence[Standing], front: tuple[FrontPoint, ...]
+    ) -> SearchDetail:
+        search = outcome.search
+        return SearchDetail(
+            outcome=ranked[0].name,
+            searched=search is not None,
+            passes=search.ledger.passes if search else 0.0,
+            options=self.settings.bounds(),
+            rounds=tuple(search.rounds) if search else (),
+            standings=tuple(ranked),
+            exponents=outcome.law.exponents(),
+            dropped=outcome.dropped,
+            front=front,
+            warnings=(*self.warnings, *self._unfused(ranked[0].choices)),
+        )
+
+    def _recipe(self, space: Space, ranked: Sequence[Standing], detail: SearchDetail) -> Recipe:
+        problem, winner = space.problem, ranked[0]
+        head = problem.inventory.head.id
+        k, v = (winner.choices.get(key) for key in (CACHE_K, CACHE_V))
+        return Recipe(
+            target_bpw=problem.target_bpw,
+            achieved_bpw=winner.bpw,
+            head_bits=problem.head_bits_of(winner.choices[head]),
+            tensors={key: float(winner.choices[g.id]) for g in problem.inventory.groups for key in g.tensors},
+            exltune=RecipeDetail(
+                source=winner.name,
+                choices=winner.choices,
+                size_bytes=winner.size_bytes,
+                head_choice=winner.choices[head],
+                predicted_kld_nats=winner.predicted_kld,
+                measured_kld_nats=winner.selection_kld,
+                measured_kld_se_nats=winner.selection_kld_se,
+                budget=space.budget,
+                cache=None if k is None else f"{k},{v}",
+                search=detail,
+                provenance=self.measurement.exltune.provenance,
+            ),
+        )
+
+    def _unfused(self, choices: Mapping[str, Choice]) -> tuple[str, ...]:
+        problem = self.problems[0]
+        return unfused_note({group: float(choices[group]) for group in problem.group_ids}, problem.sizes)
+
+    def _storage_url(self) -> str:
+        return self.settings.storage or f"sqlite:///{self.out.with_suffix('.search.db').resolve()}"
+
+    def _key(self) -> str:
+        """Names what is searched: mixes scored for it are taken up again, those of anything else never."""
+        detail = self.measurement.exltune
+        budgets = [problem.budget_bytes for problem in self.problems]
+        units = [(unit.id, [option.choice for option in unit.options]) for unit in self.problems[0].units]
+        defaults = (self.problems[0].head_choice, dict(self.problems[0].extras))
+        return job_hash("search", detail.provenance.model_dump(), detail.quant_sha256, budgets, units, defaults)[:16]
+
+    def _knobs_key(self) -> str:
+        """Names what the knobs turn: a study's knobs cannot change, and rules are one of them."""
+        return job_hash("knobs", self._key(), [rules.model_dump() for rules in self.rules])[:16]
+
+
+def _at(asked: Asked, targets: Sequence[float]) -> Iterator[Asked]:
+    """The same limits at other targets."""
+    return (replace(asked, limits=replace(asked.limits, target_bpw=target)) for target in targets)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raise UsageError for rules that bear the name of another method, or of what the search finds."""
+    for name, count in Counter(names).items():
+        if count > 1 or name.startswith(SEARCHED):
+            raise UsageError(f"there is a method named {name!r} already", fix="Give your rules another name")
+
+
+def _warnings(problem: SearchProblem, rules: Sequence[Heuristics], floors: Sequence[Heuristics]) -> tuple[str, ...]:
+    """What of the user's own rules has no effect."""
+    lost = [warning for one in (*rules, *floors) for warning in unmatched(one, problem.inventory)]
+    lost += [warning for one in rules for warning in out_of_reach(one, problem.inventory, problem.widths)]
+    return tuple(dict.fromkeys(lost))
+
+
+def _point(problem: SearchProblem, winner: Standing, recipe: str) -> FrontPoint:
+    return FrontPoint(
+        target_bpw=problem.target_bpw,
+        bpw=winner.bpw,
+        size_bytes=winner.size_bytes,
+        winner=winner.name,
+        selection_kld=winner.selection_kld,
+        selection_kld_se=winner.selection_kld_se,
+        predicted_kld=winner.predicted_kld,
+        recipe=recipe,
+    )

@@ -1,0 +1,1 @@
+"""Base quants and mixed models: made, found and checked."""

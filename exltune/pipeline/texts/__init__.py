@@ -1,0 +1,1 @@
+"""Token sets, and texts that a model writes itself."""

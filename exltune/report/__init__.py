@@ -1,0 +1,1 @@
+"""From records to numbers, figures, pictures and pages; nothing is decided here."""

@@ -1,0 +1,1 @@
+"""The loop: candidates from all sources, scored, learned from and ranked."""

@@ -1,0 +1,243 @@
+"""The search: propose whole mixes, take in what they scored, refit, solve exactly again."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from exltune.schema.search import Round, ScoredMix
+from exltune.search.law.surrogate import Surrogate, uniform_mixes
+from exltune.search.loop.history import History
+from exltune.search.loop.ledger import Ledger
+from exltune.search.loop.samplers import Knobs
+from exltune.search.loop.sources import MAKERS, Bench, Idea, Taken
+from exltune.search.problem.problem import SearchProblem
+from exltune.search.solve.exact import solve
+
+#: A move is accepted where the paired t of its gain on fresh rows is above this.
+_ACCEPT_T = 2.0
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """passes: model passes over the search set that the loop may spend. batch: mixes proposed in a round.
+
+    sources: makers that take part. refit: whether the law learns from scored mixes.
+    """
+
+    passes: float = 48.0
+    batch: int = 16
+    seed: int = 0
+    sources: tuple[str, ...] = tuple(MAKERS)
+    refit: bool = True
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A mix to score; log_kld: what the law predicts for it."""
+
+    idea: Idea
+    choices: dict[str, str]
+    size_bytes: int
+    log_kld: float
+
+
+class Search:
+    """One search over problems that share their units and differ in budget.
+
+    rows: of the search set. Mixes are scored on its first half; the better half of a round goes on to the rest, which
+    are fresh rows to whatever proposed it. The caller scores and adds to the history, shared with other workers.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[SearchProblem],
+        settings: SearchOptions,
+        rows: int,
+        history: History,
+        knobs: Knobs | None = None,
+    ) -> None:
+        self.problems, self.settings, self.knobs = tuple(problems), settings, knobs
+        self.ledger = Ledger(history, rows)
+        self.surrogate = Surrogate(self.problems[0])
+        self.held = [self._optimum(problem) for problem in self.problems]
+        self.rounds: list[Round] = []
+        self._begun = len(history.mixes)
+
+    def first(self) -> list[Proposal]:
+        """The law's first optima: they have to be scored on all rows before anything is compared with them."""
+        ideas = (Idea("exact", number, taken) for number, taken in enumerate(self.held))
+        return self._new(ideas, self.ledger.rows)[: max(math.floor(self._passes_left()), 0)]
+
+    def propose(self) -> list[Proposal]:
+        """New mixes for the first rung; none when the passes are spent or nothing new is to be found."""
+        self._catch_up()
+        count = self.settings.batch
+        while count and self._most_passes(count) > self._passes_left():
+            count -= 1
+        if not count:
+            return []
+        optima = [self._optimum(problem) for problem in self.problems]
+        found = self._new((Idea("exact", number, taken) for number, taken in enumerate(optima)), 1)[:count]
+        rng = np.random.default_rng([self.settings.seed, self._begun, len(self.rounds)])
+        bench = Bench(self.surrogate, self.problems, self.held, optima, rng, count, self.knobs)
+        return found + self._in_turn([MAKERS[name](bench) for name in self.settings.sources], found, count)
+
+    def survivors(self, proposals: Sequence[Proposal]) -> list[Proposal]:
+        """Of the mixes scored on the first rung the better half of every size, and always the law's optima."""
+        kept: list[Proposal] = []
+        for number in range(len(self.problems)):
+            scored = [
+                (kld, index, one)
+                for index, one in enumerate(proposals)
+                if one.idea.problem == number and (kld := self.ledger.first_rung(one.choices)) is not None
+            ]
+            ranked = sorted(scored)
+            better = ranked[: math.ceil(len(ranked) / 2)]
+            kept += [one for place in ranked if (one := place[2]).idea.source == "exact" or place in better]
+        return kept
+
+    def conclude(self, proposals: Sequence[Proposal]) -> Round:
+        """Accept moves, tell the knobs, and report the round that `proposals` were."""
+        for one in proposals:
+            self._tell(one)
+        for number in range(len(self.problems)):
+            self._accept(number)
+        pairs = [(one.log_kld, math.log(kld)) for one in proposals if (kld := self.ledger.kld(one.choices))]
+        predicted, measured = np.array(pairs).reshape(-1, 2).T
+        varied = len(pairs) > 2 and np.ptp(predicted) > 0 and np.ptp(measured) > 0
+        done = Round(
+            number=len(self.rounds) + 1,
+            passes=self.ledger.passes,
+            sources=dict(Counter(one.idea.source for one in proposals)),
+            rank_correlation=float(spearmanr(predicted, measured).statistic) if varied else None,
+            log_error=float(np.std(predicted - measured)) if len(pairs) > 1 else None,
+            held_kld=tuple(self._held_kld(number) for number in range(len(self.problems))),
+            gamma=self.surrogate.gamma,
+        )
+        self.rounds.append(done)
+        return done
+
+    def finalists(self, number: int) -> dict[str, Taken]:
+        """What the search offers at one size: what it holds, its best score, and the law's own optimum."""
+        self._catch_up()
+        problem = self.problems[number]
+        found = {"search": self.held[number], "search-law": self._optimum(problem)}
+        fitting = self._fitting(number)
+        if fitting:
+            found["search-best"] = min(fitting, key=lambda pair: float(np.mean(pair[1].kld_rows)))[0]
+        distinct = {taken: name for name, taken in reversed(found.items())}
+        return {name: taken for taken, name in distinct.items()}
+
+    def _in_turn(self, makers: list[Iterator[Idea]], found: Sequence[Proposal], count: int) -> list[Proposal]:
+        """New proposals of all makers in turn, until there are `count` with those already found."""
+        taken = {one.idea.taken for one in found}
+        fresh: list[Proposal] = []
+        while makers and len(found) + len(fresh) < count:
+            for maker in list(makers):
+                proposal = self._next_new(maker, taken)
+                if proposal is None:
+                    makers.remove(maker)
+                    continue
+                fresh.append(proposal)
+                taken.add(proposal.idea.taken)
+                if len(found) + len(fresh) >= count:
+                    break
+        return fresh
+
+    def _next_new(self, maker: Iterator[Idea], taken: set[Taken]) -> Proposal | None:
+        """The maker's next mix that nobody has scored or proposed; None when it runs dry."""
+        for idea in maker:
+            proposal = self._proposal(idea)
+            new = idea.taken not in taken and not self.ledger.known(proposal.choices)
+            if new and self.problems[idea.problem].within(idea.taken):
+                return proposal
+            self._tell(proposal)
+        return None
+
+    def _new(self, ideas: Iterator[Idea], rows: int) -> list[Proposal]:
+        """Those that were not scored on so many rows yet, each once."""
+        found = {idea.taken: self._proposal(idea) for idea in ideas}
+        return [one for one in found.values() if not self.ledger.known(one.choices, rows)]
+
+    def _proposal(self, idea: Idea) -> Proposal:
+        seed = self.problems[idea.problem].seed_of_units(idea.source, idea.taken)
+        size_bytes = self.problems[idea.problem].bytes_of(idea.taken)
+        return Proposal(idea, dict(seed.mix.choices), size_bytes, float(self.surrogate.predict([idea.taken])[0]))
+
+    def _tell(self, one: Proposal) -> None:
+        """Tell the knobs what their setting's mix scored, if it was scored."""
+        if one.idea.trial is not None and self.knobs is not None:
+            self.knobs.tell(one.idea.trial, self.ledger.kld(one.choices), one.size_bytes)
+
+    def _passes_left(self) -> float:
+        return self.settings.passes - self.ledger.passes + 1e-9
+
+    def _most_passes(self, count: int) -> float:
+        """The most that a round of so many proposals costs: at every size the better half goes on, and an optimum."""
+        rows, half = self.ledger.rows, self.ledger.half
+        going_on = min(count, (count + 3 * len(self.problems)) // 2)
+        return (count * half + going_on * (rows - half)) / rows
+
+    def _catch_up(self) -> None:
+        """Take in what other workers and earlier runs have scored."""
+        self.ledger.history.refresh()
+        for number in range(len(self.problems)):
+            self._accept(number)
+        if self.settings.refit:
+            self._learn()
+
+    def _accept(self, number: int) -> None:
+        """Move to mixes that are better than the held one on the rows beyond the first rung, while one clearly is."""
+        fitting = {taken: np.array(mix.kld_rows) for taken, mix in self._fitting(number)}
+        if self.held[number] not in fitting:
+            if fitting:
+                self.held[number] = min(fitting, key=lambda taken: float(fitting[taken].mean()))
+            return
+        while True:
+            held, best, gain = fitting[self.held[number]], self.held[number], 0.0
+            for taken, rows in fitting.items():
+                gains = (held - rows)[self.ledger.half : self.ledger.rows]
+                error = float(gains.std(ddof=1)) / math.sqrt(gains.size) if gains.size > 1 else math.inf
+                if gains.size and float(gains.mean()) > max(gain, _ACCEPT_T * error):
+                    best, gain = taken, float(gains.mean())
+            if best == self.held[number]:
+                return
+            self.held[number] = best
+
+    def _fitting(self, number: int) -> list[tuple[Taken, ScoredMix]]:
+        """Mixes of this search scored on all rows that keep a size's budget."""
+        problem = self.problems[number]
+        found = []
+        for mix in self.ledger.history.mixes.values():
+            taken = problem.taken_of(mix.choices)
+            if taken is not None and len(mix.kld_rows) >= self.ledger.rows and problem.within(taken):
+                found.append((taken, mix))
+        return found
+
+    def _held_kld(self, number: int) -> float | None:
+        return self.ledger.kld(self._choices(number, self.held[number]))
+
+    def _choices(self, number: int, taken: Taken) -> dict[str, str]:
+        return dict(self.problems[number].seed_of_units("", taken).mix.choices)
+
+    def _optimum(self, problem: SearchProblem) -> Taken:
+        taken = solve(problem, self.surrogate.energies())
+        assert taken is not None, "a problem is feasible when it is made"
+        return taken
+
+    def _learn(self) -> None:
+        """Fit the law to the measurement and to every mix that was ever scored."""
+        taken, klds = uniform_mixes(self.problems[0])
+        for mix, kld in self.ledger.scored():
+            options = self.problems[0].taken_of(mix.choices)
+            if options is not None:
+                taken.append(options)
+                klds.append(kld)
+        held = (self._held_kld(number) for number in range(len(self.problems)))
+        self.surrogate.fit(taken, klds, [kld for kld in held if kld])

@@ -1,0 +1,79 @@
+"""Where proposals come from: the law's optimum, posterior samples, exchange moves, Optuna's knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from exltune.search.law.surrogate import Surrogate
+from exltune.search.loop.samplers import Knobs
+from exltune.search.problem.problem import SearchProblem
+from exltune.search.solve.exact import exchanges, solve
+
+Taken = tuple[int, ...]
+
+#: Solutions tried for every proposal wanted, before a source is given up for the round.
+_TRIES = 4
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What makers work with: the fitted law, the sizes, and the mix that is held at each of them."""
+
+    surrogate: Surrogate
+    problems: Sequence[SearchProblem]
+    held: Sequence[Taken]
+    optima: Sequence[Taken]
+    rng: np.random.Generator
+    wanted: int
+    knobs: Knobs | None = None
+
+
+@dataclass(frozen=True)
+class Idea:
+    """A mix for one of the problems; trial: the knobs' trial that it answers."""
+
+    source: str
+    problem: int
+    taken: Taken
+    trial: int | None = None
+
+
+#: Yields ideas, new or not, until it has none.
+Maker = Callable[[Bench], Iterator[Idea]]
+
+
+def thompson(bench: Bench) -> Iterator[Idea]:
+    """Exact optima of samples from the law's posterior."""
+    for _ in range(_TRIES * bench.wanted):
+        for number, problem in enumerate(bench.problems):
+            taken = solve(problem, bench.surrogate.energies(bench.rng))
+            if taken is not None:
+                yield Idea("thompson", number, taken)
+
+
+def exchange(bench: Bench) -> Iterator[Idea]:
+    """One unit of the held mix moved a step, the others paying or gaining at equal bytes."""
+    energies = bench.surrogate.energies()
+    for number, (problem, held) in enumerate(zip(bench.problems, bench.held, strict=True)):
+        for taken in exchanges(problem, energies, held, bench.rng, _TRIES * bench.wanted):
+            yield Idea("exchange", number, taken)
+
+
+def knobs(bench: Bench) -> Iterator[Idea]:
+    """Exact optima of the law as Optuna's settings bend it."""
+    energies = bench.surrogate.energies()
+    for _ in range(_TRIES * bench.wanted if bench.knobs else 0):
+        assert bench.knobs is not None
+        turn = bench.knobs.ask(energies, bench.optima)
+        taken = solve(bench.problems[turn.problem], turn.energies)
+        if taken is None:
+            bench.knobs.tell(turn.trial, None, 0)
+        else:
+            yield Idea("knobs", turn.problem, taken, turn.trial)
+
+
+#: Ways to propose beside the law's own optimum, by name; a new one is one more function.
+MAKERS: Mapping[str, Maker] = {"thompson": thompson, "exchange": exchange, "knobs": knobs}

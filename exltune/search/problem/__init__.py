@@ -1,0 +1,1 @@
+"""What a search is asked: units, their options, the budget."""

@@ -1,0 +1,273 @@
+"""What a search is asked: a model, the choices at hand, a budget and a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+
+from exltune.budget import SizeModel
+from exltune.errors import BudgetError, UsageError
+from exltune.exl3.codebooks import Codebook
+from exltune.schema.baseline import Seed
+from exltune.schema.inventory import Inventory, Role
+from exltune.schema.measurement import MeasuredGroup, Measurement
+from exltune.schema.mix import Choice, Mix, choice_of_bits
+from exltune.search.problem.pairs import kept_whole
+
+
+@dataclass(frozen=True)
+class UnitOption:
+    """One way to take a unit: its bits, the choice that a mix names, and its bytes."""
+
+    bits: float
+    choice: Choice
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What takes one bit width together: a group or part of a layer, the head, or half of the KV cache.
+
+    members: keys of a mix. options: ascending in bits.
+    """
+
+    id: str
+    members: tuple[str, ...]
+    role: str
+    layer: int | None
+    numel: int
+    options: tuple[UnitOption, ...]
+
+    @property
+    def part(self) -> str:
+        """The coarser part that the role belongs to: attn, mlp, shared, experts, head, cache."""
+        return self.role.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """A feasible budget over the choices at hand.
+
+    widths: bits of the base quants, ascending. groups_budget_bytes: what the groups together may take beside the
+    default head and cache. head_choice, head_bits: the default head. extras: default choice of every further key of a
+    mix (the KV cache's bits). wider: units beyond the groups that the search may change (head, cache); their default
+    bytes are part of its budget. floors: the fewest bits that a group may take. fits: whether a mix's choices keep
+    what bytes alone cannot say, such as a split over GPUs. keep_pairs: whether k and v, and gate and up, must take one
+    width, so that exllamav3 fuses them; the measurement's units are then no finer.
+    """
+
+    sizes: SizeModel
+    target_bpw: float
+    groups_budget_bytes: int
+    widths: tuple[float, ...]
+    head_choice: Choice
+    head_bits: float
+    measurement: Measurement | None = None
+    extras: Mapping[str, Choice] = field(default_factory=dict)
+    wider: tuple[Unit, ...] = ()
+    floors: Mapping[str, float] = field(default_factory=dict)
+    fits: Callable[[Mapping[str, Choice]], bool] | None = None
+    keep_pairs: bool = False
+
+    @property
+    def inventory(self) -> Inventory:
+        """The model's inventory."""
+        return self.sizes.inventory
+
+    @cached_property
+    def group_ids(self) -> tuple[str, ...]:
+        """Ids of all groups in forward order, without the head."""
+        return tuple(group.id for group in self.inventory.groups)
+
+    @cached_property
+    def _option_index(self) -> tuple[dict[Choice, int], ...]:
+        """Index of every unit's options by choice."""
+        return tuple({option.choice: i for i, option in enumerate(unit.options)} for unit in self.units)
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """All that the search decides: the measured groups or parts, then what is open beyond them."""
+        return (*self.group_units, *self.wider)
+
+    @cached_property
+    def group_units(self) -> tuple[Unit, ...]:
+        """The measured groups or parts, with the base quants that their floors allow."""
+        return tuple(self._unit(measured) for measured in self._measured())
+
+    @property
+    def budget_bytes(self) -> int:
+        """What all units together may take."""
+        return self.groups_budget_bytes + sum(self._default(unit).size_bytes for unit in self.wider)
+
+    def groups_bytes(self, bits: Mapping[str, float]) -> int:
+        """Bytes of all groups at the given bits."""
+        return sum(self.sizes.group_bytes(group, bits[group]) for group in self.group_ids)
+
+    def seed(self, name: str, bits: Mapping[str, float], wider: Mapping[str, UnitOption] | None = None) -> Seed:
+        """A seed from the bits of every group; head and cache are the defaults but for what `wider` names by key."""
+        head = self.inventory.head.id
+        choices = {group: choice_of_bits(bits[group]) for group in self.group_ids}
+        choices |= {head: self.head_choice, **self.extras}
+        choices |= {key: option.choice for key, option in (wider or {}).items()}
+        head_bits = wider[head].bits if wider and head in wider else self.head_bits
+        size = self.sizes.mix_size({**{group: bits[group] for group in self.group_ids}, head: head_bits})
+        above = all(bits[group] >= least for group, least in self.floors.items())
+        return Seed(name=name, mix=Mix(name=name, choices=choices), size=size, meets_floors=above)
+
+    def seed_of_units(self, name: str, taken: Sequence[int]) -> Seed:
+        """A seed from the index of every unit's option."""
+        options = {unit: unit.options[index] for unit, index in zip(self.units, taken, strict=True)}
+        keys = {member: option for unit, option in options.items() for member in unit.members}
+        groups = set(self.group_ids)
+        bits = {key: option.bits for key, option in keys.items() if key in groups}
+        return self.seed(name, bits, {key: option for key, option in keys.items() if key not in groups})
+
+    def taken_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None:
+        """Index of every unit's option in a mix; None where members differ or a choice is no option here."""
+        taken = []
+        for unit, index in zip(self.units, self._option_index, strict=True):
+            found = {choices.get(member) for member in unit.members}
+            option = index.get(found.pop() or "") if len(found) == 1 else None
+            if option is None:
+                return None
+            taken.append(option)
+        return tuple(taken)
+
+    def bytes_of(self, taken: Sequence[int]) -> int:
+        """Bytes of all units at the given options."""
+        return sum(unit.options[index].size_bytes for unit, index in zip(self.units, taken, strict=True))
+
+    def within(self, taken: Sequence[int]) -> bool:
+        """Whether a choice of options keeps the budget, and fits."""
+        if self.bytes_of(taken) > self.budget_bytes:
+            return False
+        return self.fits is None or self.fits(self.seed_of_units("", taken).mix.choices)
+
+    def head_bits_of(self, choice: Choice) -> float:
+        """Bits of the head in a base quant that an option names."""
+        options = (option for unit in self.wider if unit.role == Role.HEAD for option in unit.options)
+        return next((option.bits for option in options if option.choice == choice), self.head_bits)
+
+    def check_floors(self) -> None:
+        """Raise BudgetError, with the smallest feasible bpw, where the floors do not fit."""
+        least = sum(unit.options[0].size_bytes for unit in self.units)
+        if least > self.budget_bytes:
+            groups = sum(
+                self.sizes.group_bytes(group, max(self.widths[0], self.floors.get(group, 0)))
+                for group in self.group_ids
+            )
+            raise BudgetError(
+                f"the floors do not fit in {self.target_bpw:g} bpw",
+                fix=f"The smallest mix that keeps them has {self.sizes.bpw_of(groups):.3f} bpw",
+            )
+
+    def _default(self, unit: Unit) -> UnitOption:
+        """The option of a wider unit that the default head or cache is."""
+        defaults = {self.inventory.head.id: self.head_choice, **self.extras}
+        wanted = {defaults[member] for member in unit.members}
+        return next(option for option in unit.options if {option.choice} == wanted)
+
+    def _measured(self) -> Iterable[MeasuredGroup]:
+        if self.measurement is not None:
+            return self.measurement.exltune.groups
+        return (
+            MeasuredGroup(
+                id=group.id, members=(group.id,), role=group.role, layer=group.layer, numel=group.numel, probes=()
+            )
+            for group in self.inventory.groups
+        )
+
+    def _unit(self, measured: MeasuredGroup) -> Unit:
+        least = max(self.floors.get(member, 0.0) for member in measured.members)
+        return Unit(
+            id=measured.id,
+            members=measured.members,
+            role=str(measured.role),
+            layer=measured.layer,
+            numel=measured.numel,
+            options=tuple(
+                UnitOption(
+                    bits=width,
+                    choice=choice_of_bits(width),
+                    size_bytes=sum(self.sizes.group_bytes(member, width) for member in measured.members),
+                )
+                for width in self.widths
+                if width >= least
+            ),
+        )
+
+
+def search_problem(
+    inventory: Inventory,
+    *,
+    target_bpw: float,
+    widths: Iterable[float],
+    codebook: Codebook,
+    head_choice: Choice,
+    head_bits: float,
+    measurement: Measurement | None = None,
+    extras: Mapping[str, Choice] | None = None,
+    wider: Sequence[Unit] = (),
+    floors: Mapping[str, float] | None = None,
+    groups_budget_bytes: int | None = None,
+    keep_pairs: bool = False,
+) -> SearchProblem:
+    """The problem for a target in exllamav3's bpw; groups_budget_bytes: where it follows from something else.
+
+    keep_pairs: units that were measured apart become one.
+    Raises: BudgetError naming the smallest and largest possible bpw, UsageError for a measurement of another model
+    and for floors above every width.
+    """
+    sizes, available = SizeModel(inventory, codebook), tuple(sorted(set(widths)))
+    if measurement is not None:
+        _check_measurement(inventory, measurement)
+        measurement = kept_whole(measurement, inventory) if keep_pairs else measurement
+    for group, least in (floors or {}).items():
+        if least > available[-1]:
+            raise UsageError(f"the floor of {group} is {least:g} bits, the highest base quant has {available[-1]:g}")
+    problem = SearchProblem(
+        sizes=sizes,
+        target_bpw=target_bpw,
+        groups_budget_bytes=groups_budget_bytes or sizes.check_target(target_bpw, available),
+        widths=available,
+        head_choice=head_choice,
+        head_bits=head_bits,
+        measurement=measurement,
+        extras=dict(extras or {}),
+        wider=tuple(wider),
+        floors=dict(floors or {}),
+        keep_pairs=keep_pairs,
+    )
+    problem.check_floors()
+    return problem
+
+
+def head_unit(sizes: SizeModel, heads: Mapping[float, Choice]) -> Unit:
+    """The head as a unit; heads: bits -> the base quant whose head has them."""
+    head = sizes.inventory.head
+    options = tuple(
+        UnitOption(bits=bits, choice=choice, size_bytes=sizes.group_bytes(head.id, bits))
+        for bits, choice in sorted(heads.items())
+    )
+    return Unit(head.id, (head.id,), Role.HEAD.value, None, head.numel, options)
+
+
+def cache_unit(key: str, bytes_by_bits: Mapping[int, int]) -> Unit:
+    """Half of the KV cache as a unit; bytes_by_bits: what it takes at the asked context, by its bits."""
+    options = tuple(UnitOption(float(bits), str(bits), size) for bits, size in sorted(bytes_by_bits.items()))
+    ascending = all(low.size_bytes <= high.size_bytes for low, high in pairwise(options))
+    if not ascending:
+        raise UsageError(f"{key}: more bits cannot take fewer bytes")
+    return Unit(key, (key,), key, None, 0, options)
+
+
+def _check_measurement(inventory: Inventory, measurement: Measurement) -> None:
+    measured = [member for group in measurement.exltune.groups for member in group.members]
+    ids = [group.id for group in inventory.groups]
+    if sorted(measured) != sorted(ids):
+        odd = sorted(set(measured) ^ set(ids))[:4] or ["a group that is named twice"]
+        raise UsageError(
+            f"the measurement does not fit the model: {', '.join(odd)}", fix="Measure this model with these quants"
+        )

@@ -1,0 +1,1 @@
+"""Hand rules: mixes, wishes and floors."""
