@@ -51,7 +51,7 @@ def joint_optimum(config: dict[str, object], measurement: Measurement, limits: L
     law = Surrogate(space.problem)
     best = solve(space.problem, law.energies())
     assert best is not None
-    found = space.problem.seed_of_units("", best)
+    found = space.problem.candidate_of("", best)
     cache = ",".join(found.mix.choices.get(key, "16") for key in ("cache.k", "cache.v"))
     kld = float(2.718281828459045 ** law.predict([best])[0])
     print(f"  {found.size.bpw:.3f} bpw, head choice {found.mix.choices['head']}, cache {cache}, predicted KL {kld:.6f}")

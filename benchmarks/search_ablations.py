@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-from search_methods import PASSES, Cell, Row, Taken, mutated, ours
+from search_methods import PASSES, Assignment, Cell, Row, mutated, ours
 from search_stage import OPEN, QUANTS, SAME_WIDTHS, at_measurement, with_flat_singles
 
-from exltune.search import MAKERS, SearchOptions, surrogate
+from exltune.search import SOURCES, SearchOptions, surrogate
 
 _ALL = SearchOptions(passes=PASSES)
 #: Settings of the loop that leave something out.
 _SETTINGS: Mapping[str, SearchOptions] = {
     "no-refit": replace(_ALL, refit=False),
-    **{f"no-{name}": replace(_ALL, sources=tuple(one for one in MAKERS if one != name)) for name in MAKERS},
+    **{f"no-{name}": replace(_ALL, sources=tuple(one for one in SOURCES if one != name)) for name in SOURCES},
 }
 #: What of the wide space is open: the heads alone, or half-integer widths alone.
 _SPACES = {"heads-only": (SAME_WIDTHS, OPEN), "half-widths-only": (QUANTS.widths, None)}
@@ -58,11 +58,11 @@ def bound(cell: Cell) -> Row:
     """Exchange by real scores on the whole search set, from where twice the passes of ours end: no law."""
     start = ours(cell, "bound", cell.stage.space(cell.delta), replace(_ALL, passes=2 * PASSES))
     problem, rng = cell.problem, random.Random(0)
-    best = problem.taken_of(start.choices)
+    best = problem.assignment_of(start.choices)
     assert best is not None
     known = {best: start.search_kld}
     while len(known) < _LONG:
-        batch: dict[Taken, None] = {}
+        batch: dict[Assignment, None] = {}
         for _ in range(20 * _TRIES):
             child = mutated(problem, best, rng)
             if child not in known and len(batch) < _TRIES:
@@ -70,6 +70,6 @@ def bound(cell: Cell) -> Row:
         if not batch:
             break
         known |= dict(zip(batch, cell.kld(list(batch), slice(None)), strict=True))
-        best = min(known, key=lambda taken: known[taken])
-    choices = problem.seed_of_units("", best).mix.choices
+        best = min(known, key=lambda assignment: known[assignment])
+    choices = problem.candidate_of("", best).mix.choices
     return cell.row("bound", choices, passes=len(known) + start.passes, mixes=len(known) + start.mixes)

@@ -46,8 +46,8 @@ def main() -> None:
     print("| model | mixes | " + " | ".join(columns) + " |")
     print("| --- |" + " ---: |" * (len(columns) + 1))
     for model in arguments.models:
-        problem, taken, klds, centres = scored_mixes(model, arguments.deltas)
-        errors = cross_validated(problem, taken, klds, centres)
+        problem, assignment, klds, centres = scored_mixes(model, arguments.deltas)
+        errors = cross_validated(problem, assignment, klds, centres)
         print(f"| {model} | {len(klds)} | " + " | ".join(f"{100 * error:.2f} %" for error in errors) + " |", flush=True)
 
 
@@ -63,32 +63,32 @@ def scored_mixes(
         assert outcome.search is not None
         ledger, here = outcome.search.ledger, {}
         for mix, kld in ledger.scored():
-            taken = cell.problem.taken_of(mix.choices)
-            if taken is not None and len(mix.kld_rows) >= ledger.rows:
-                here[taken] = kld
+            assignment = cell.problem.assignment_of(mix.choices)
+            if assignment is not None and len(mix.kld_rows) >= ledger.rows:
+                here[assignment] = kld
         centres.append(min(here.values()))
         found |= here
     return cell.problem, list(found), list(found.values()), centres
 
 
 def cross_validated(
-    problem: SearchProblem, taken: Sequence[tuple[int, ...]], klds: Sequence[float], centres: Sequence[float]
+    problem: SearchProblem, assignment: Sequence[tuple[int, ...]], klds: Sequence[float], centres: Sequence[float]
 ) -> list[float]:
     """RMS error of log KL on left-out mixes: the law, with a curve, pairs of roles, neighbours, all, own q."""
     rng = np.random.default_rng(0)
-    folds = rng.permutation(len(taken)) % _FOLDS
-    left = [np.zeros(len(taken)) for _ in range(6)]
+    folds = rng.permutation(len(assignment)) % _FOLDS
+    left = [np.zeros(len(assignment)) for _ in range(6)]
     for fold in range(_FOLDS):
         inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         law, own = Surrogate(problem), Surrogate(_with_own_roles(problem))
         plain, plain_klds = uniform_mixes(problem)
         for one in (law, own):
-            one.fit([*plain, *(taken[i] for i in inside)], [*plain_klds, *(klds[i] for i in inside)], centres)
-        residual = np.log(klds) - law.predict(taken)
-        left[5][outside] = (np.log(klds) - own.predict(taken))[outside]
-        roles, layers = _pairs(problem, law, taken)
+            one.fit([*plain, *(assignment[i] for i in inside)], [*plain_klds, *(klds[i] for i in inside)], centres)
+        residual = np.log(klds) - law.predict(assignment)
+        left[5][outside] = (np.log(klds) - own.predict(assignment))[outside]
+        roles, layers = _pairs(problem, law, assignment)
         left[0][outside] = residual[outside]
-        level = law.predict(taken)
+        level = law.predict(assignment)
         curve = np.stack([level, level**2, level**3], axis=1)
         every = (curve, np.hstack([curve, roles]), np.hstack([curve, layers]), np.hstack([curve, roles, layers]))
         for place, features in enumerate(every, start=1):
@@ -103,10 +103,10 @@ def _with_own_roles(problem: SearchProblem) -> SearchProblem:
     return found
 
 
-def _pairs(problem: SearchProblem, law: Surrogate, taken: Sequence[tuple[int, ...]]) -> tuple[Floats, Floats]:
+def _pairs(problem: SearchProblem, law: Surrogate, assignment: Sequence[tuple[int, ...]]) -> tuple[Floats, Floats]:
     """Products of energy shares (mixes, pairs) of all pairs of roles, and of adjacent layers."""
     energies = law.energies()
-    z = np.array([[energies[u][k] for u, k in enumerate(one)] for one in taken])
+    z = np.array([[energies[u][k] for u, k in enumerate(one)] for one in assignment])
     z /= z.sum(axis=1, keepdims=True)
     roles = list(dict.fromkeys(unit.role for unit in problem.units))
     by_role = np.stack([z[:, [unit.role == role for unit in problem.units]].sum(axis=1) for role in roles], axis=1)

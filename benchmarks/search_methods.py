@@ -20,10 +20,10 @@ from exltune.metrics import mean_and_se, row_means
 from exltune.pipeline.common.reporter import Silent
 from exltune.pipeline.optimization.optimize import OptimizeOptions, SearchOutcome, _Run
 from exltune.pipeline.optimization.search import Scorer
-from exltune.schema.baseline import Seed
+from exltune.schema.candidate import Candidate
 from exltune.schema.mix import Mix, MixSize
 from exltune.schema.tokens import Split
-from exltune.search import SEED, SearchOptions, SearchProblem, load_all_rules, propose
+from exltune.search import OF_BASELINE, SearchOptions, SearchProblem, baseline_mixes, load_all_rules
 from exltune.search.baselines.methods import strategy, uniform
 from exltune.search.space.space import Space
 
@@ -33,7 +33,7 @@ PASSES, MIXES = 32.0, 44
 _FINALISTS = 4
 _BATCH = 11
 
-Taken = tuple[int, ...]
+Assignment = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Cell:
         bits = {group: float(choices[group]) for group in self.problem.group_ids}
         return self.problem.sizes.mix_size(bits | {head: self.stage.measurement.exltune.heads[choices[head]]})
 
-    def kld(self, mixes: Sequence[Taken], rows: slice) -> list[float]:
+    def kld(self, mixes: Sequence[Assignment], rows: slice) -> list[float]:
         """Search KL of mixes on some rows."""
         named = [
-            Mix(name=str(i), choices=self.problem.seed_of_units("", taken).mix.choices) for i, taken in enumerate(mixes)
+            Mix(name=str(i), choices=self.problem.candidate_of("", one).mix.choices) for i, one in enumerate(mixes)
         ]
         scores = self.stage.engine.score(named, self.stage.tokens[Split.SEARCH][rows])
         return [mean_and_se(score.kl_ref_mix, score.positions).mean for score in scores]
@@ -115,7 +115,7 @@ class _InMemory(_Run):
 
 def search(
     cell: Cell, space: Space, settings: SearchOptions, *, rules: bool = True
-) -> tuple[SearchOutcome, Sequence[Seed]]:
+) -> tuple[SearchOutcome, Sequence[Candidate]]:
     """The pipeline's own search and verdict, with scores from the kept ones; and the seeds it had."""
     stage = cell.stage
     options = OptimizeOptions(search=settings)
@@ -136,7 +136,7 @@ def ours(cell: Cell, method: str, space: Space, settings: SearchOptions, *, rule
     outcome, seeds = search(cell, space, settings, rules=rules)
     winner, loop = outcome.standings[0][0], outcome.search
     assert loop is not None
-    proposed = [mix for mix in loop.ledger.history.mixes.values() if not mix.source.startswith(SEED)]
+    proposed = [mix for mix in loop.ledger.history.mixes.values() if not mix.source.startswith(OF_BASELINE)]
     error = next((one.log_error for one in reversed(loop.rounds) if one.log_error), None)
     note = f"{winner.name}; gamma {outcome.law.gamma:.2f}" + (f"; log error {error:.3f}" if error else "")
     return cell.row(
@@ -161,7 +161,7 @@ def both_spaces(cell: Cell, seed: int) -> list[Row]:
 def baselines(cell: Cell) -> list[Row]:
     """Methods without a search; rules: the file that is best on the search set."""
     rules = load_all_rules()
-    seeds = {seed.name: seed.mix.choices for seed in propose(cell.problem, rules)}
+    seeds = {seed.name: seed.mix.choices for seed in baseline_mixes(cell.problem, rules)}
     rows = [
         cell.row(name, seeds[name])
         for name in ("uniform", "exllamav3-strategy", "exllamav3-hq", "convex", "knapsack-fit")
@@ -203,7 +203,7 @@ def own_greedy(cell: Cell) -> dict[str, str]:
         for group, step in zip(groups, solution, strict=True)
         for member in group.members
     }
-    return problem.seed("exllamav3-greedy", bits).mix.choices
+    return problem.candidate("exllamav3-greedy", bits).mix.choices
 
 
 def optuna_tpe(cell: Cell, seed: int) -> Row:
@@ -212,7 +212,7 @@ def optuna_tpe(cell: Cell, seed: int) -> Row:
     problem, rng = cell.problem, random.Random(seed)
     study = optuna.create_study(sampler=TPESampler(seed=seed, multivariate=True, constant_liar=True))
     ranges = {str(i): IntDistribution(0, len(unit.options) - 1) for i, unit in enumerate(problem.units)}
-    known: dict[Taken, float] = {}
+    known: dict[Assignment, float] = {}
     while len(known) < MIXES:
         batch = {} if known else {_start(problem): None}
         for _ in range(20 * _BATCH):
@@ -220,15 +220,15 @@ def optuna_tpe(cell: Cell, seed: int) -> Row:
                 break
             trial = study.ask(ranges)
             study.tell(trial, state=TrialState.FAIL)
-            taken = filled(problem, [trial.params[name] for name in ranges], rng)
-            if taken not in known:
-                batch[taken] = None
+            assignment = filled(problem, [trial.params[name] for name in ranges], rng)
+            if assignment not in known:
+                batch[assignment] = None
         if not batch:
             break
         # What is learnt from is the repaired mix, not the one that did not fit.
-        for taken, kld in zip(batch, cell.kld(list(batch), _half(cell)), strict=True):
-            known[taken] = kld
-            params = dict(zip(ranges, taken, strict=True))
+        for assignment, kld in zip(batch, cell.kld(list(batch), _half(cell)), strict=True):
+            known[assignment] = kld
+            params = dict(zip(ranges, assignment, strict=True))
             study.add_trial(create_trial(params=params, distributions=ranges, value=kld))
     return _best_of(cell, "optuna", known, seed)
 
@@ -244,7 +244,7 @@ def evopress(cell: Cell, seed: int) -> Row:
     best = cell.kld([parent], slice(None))[0]
     rescored = 1
     while len(known) < MIXES:
-        batch: dict[Taken, None] = {}
+        batch: dict[Assignment, None] = {}
         for _ in range(20 * _BATCH):
             if len(batch) >= min(_BATCH, MIXES - len(known)):
                 break
@@ -254,12 +254,12 @@ def evopress(cell: Cell, seed: int) -> Row:
         if not batch:
             break
         known |= dict(zip(batch, cell.kld(list(batch), _half(cell)), strict=True))
-        leaders = sorted(batch, key=lambda taken: known[taken])[:2]
+        leaders = sorted(batch, key=lambda assignment: known[assignment])[:2]
         rescored += len(leaders)
         for child, kld in zip(leaders, cell.kld(leaders, slice(None)), strict=True):
             if kld < best:
                 parent, best = child, kld
-    choices = problem.seed_of_units("", parent).mix.choices
+    choices = problem.candidate_of("", parent).mix.choices
     return cell.row("evopress", choices, seed, passes=(len(known) + rescored) / 2, mixes=len(known))
 
 
@@ -267,22 +267,22 @@ def _half(cell: Cell) -> slice:
     return slice(0, len(cell.stage.tokens[Split.SEARCH]) // 2)
 
 
-def _best_of(cell: Cell, method: str, known: Mapping[Taken, float], seed: int) -> Row:
-    finalists = sorted(known, key=lambda taken: known[taken])[:_FINALISTS]
+def _best_of(cell: Cell, method: str, known: Mapping[Assignment, float], seed: int) -> Row:
+    finalists = sorted(known, key=lambda assignment: known[assignment])[:_FINALISTS]
     klds = cell.kld(finalists, slice(None))
     best = min(zip(klds, finalists, strict=True))[1]
-    choices = cell.problem.seed_of_units("", best).mix.choices
+    choices = cell.problem.candidate_of("", best).mix.choices
     return cell.row(method, choices, seed, passes=(len(known) + len(finalists)) / 2, mixes=len(known))
 
 
-def _start(problem: SearchProblem) -> Taken:
+def _start(problem: SearchProblem) -> Assignment:
     seed = strategy(problem) or uniform(problem)
-    taken = problem.taken_of(seed.mix.choices) if seed else None
-    assert taken is not None
-    return taken
+    assignment = problem.assignment_of(seed.mix.choices) if seed else None
+    assert assignment is not None
+    return assignment
 
 
-def mutated(problem: SearchProblem, parent: Taken, rng: random.Random) -> Taken:
+def mutated(problem: SearchProblem, parent: Assignment, rng: random.Random) -> Assignment:
     """One to three random groups a step up; random others pay."""
     child = list(parent)
     raised = rng.sample(range(len(child)), rng.randint(1, 3))
@@ -291,16 +291,16 @@ def mutated(problem: SearchProblem, parent: Taken, rng: random.Random) -> Taken:
     return filled(problem, child, rng, keep=raised)
 
 
-def filled(problem: SearchProblem, wanted: Sequence[int], rng: random.Random, keep: Sequence[int] = ()) -> Taken:
+def filled(problem: SearchProblem, wanted: Sequence[int], rng: random.Random, keep: Sequence[int] = ()) -> Assignment:
     """A mix within the budget that no single step up fits into any more: random groups pay and gain."""
-    taken = list(wanted)
-    while not problem.within(taken):
-        lower = [i for i, index in enumerate(taken) if index > 0]
+    assignment = list(wanted)
+    while not problem.within(assignment):
+        lower = [i for i, index in enumerate(assignment) if index > 0]
         free = [i for i in lower if i not in keep]
-        taken[rng.choice(free or lower)] -= 1
-    for number in rng.sample(range(len(taken)), len(taken)):
-        step = list(taken)
+        assignment[rng.choice(free or lower)] -= 1
+    for number in rng.sample(range(len(assignment)), len(assignment)):
+        step = list(assignment)
         step[number] += 1
         if step[number] < len(problem.units[number].options) and problem.within(step):
-            taken = step
-    return tuple(taken)
+            assignment = step
+    return tuple(assignment)

@@ -38,8 +38,8 @@ class Round(Record):
     """One round of the loop.
 
     passes: spent so far. sources: mixes scored, by what proposed them. rank_correlation (Spearman) and log_error
-    (standard deviation of log KL): of the law's predictions, made before the round's mixes were scored. held_kld: of
-    the mix held at every size, on the search set. gamma: the law's exponent from error energy to KL.
+    (standard deviation of log KL): of the law's predictions, made before the round's mixes were scored.
+    incumbent_kld: of the incumbent at every size, on the search set. gamma: the law's exponent from error energy to KL.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Round(Record):
     sources: dict[str, int]
     rank_correlation: float | None = None
     log_error: float | None = None
-    held_kld: tuple[float | None, ...]
+    incumbent_kld: tuple[float | None, ...]
     gamma: float
 
 

@@ -1,6 +1,6 @@
 """The search for the bits of every group at a budget; no torch."""
 
-from exltune.search.baselines.methods import PROPOSERS, Proposer, propose
+from exltune.search.baselines.methods import BASELINES, Baseline, baseline_mixes
 from exltune.search.baselines.strategy import (
     StrategyQuant,
     exllamav3_strategy,
@@ -8,10 +8,10 @@ from exltune.search.baselines.strategy import (
     strategy_within,
 )
 from exltune.search.law.surrogate import Surrogate
-from exltune.search.loop.history import SEED, History, knob_study, open_storage, storage_errors
+from exltune.search.loop.history import OF_BASELINE, History, knob_study, open_storage, storage_errors
 from exltune.search.loop.loop import Proposal, Search, SearchOptions
 from exltune.search.loop.samplers import SAMPLERS, Knobs, rule_bits, sampler
-from exltune.search.loop.sources import MAKERS
+from exltune.search.loop.sources import SOURCES
 from exltune.search.problem.pairs import unfused
 from exltune.search.problem.problem import SearchProblem, Unit, UnitOption, cache_unit, head_unit, search_problem
 from exltune.search.rules.floors import floors
@@ -21,16 +21,16 @@ from exltune.search.solve.exact import solve
 from exltune.search.solve.knapsack import Option, solve_knapsack
 
 __all__ = [
-    "MAKERS",
-    "PROPOSERS",
+    "BASELINES",
+    "OF_BASELINE",
     "RULES_DIR",
     "SAMPLERS",
-    "SEED",
+    "SOURCES",
+    "Baseline",
     "History",
     "Knobs",
     "Option",
     "Proposal",
-    "Proposer",
     "Search",
     "SearchOptions",
     "SearchProblem",
@@ -38,6 +38,7 @@ __all__ = [
     "Surrogate",
     "Unit",
     "UnitOption",
+    "baseline_mixes",
     "cache_unit",
     "exllamav3_strategy",
     "floors",
@@ -47,7 +48,6 @@ __all__ = [
     "load_rules",
     "open_storage",
     "out_of_reach",
-    "propose",
     "rule_bits",
     "rules_mix",
     "sampler",

@@ -53,9 +53,11 @@ def _problem(target: float, *, wider: bool = False, floors: dict[str, float] | N
 def _best(problem: SearchProblem, energies: list[np.ndarray]) -> float:
     """Least energy of all mixes within the budget."""
     found = float("inf")
-    for taken in product(*(range(len(unit.options)) for unit in problem.units)):
-        if sum(unit.options[i].size_bytes for unit, i in zip(problem.units, taken, strict=True)) <= _budget(problem):
-            found = min(found, _energy(energies, taken))
+    for assignment in product(*(range(len(unit.options)) for unit in problem.units)):
+        if sum(unit.options[i].size_bytes for unit, i in zip(problem.units, assignment, strict=True)) <= _budget(
+            problem
+        ):
+            found = min(found, _energy(energies, assignment))
     return found
 
 
@@ -68,8 +70,8 @@ def _budget(problem: SearchProblem) -> int:
     return problem.groups_budget_bytes + sum(defaults)
 
 
-def _energy(energies: list[np.ndarray], taken: tuple[int, ...]) -> float:
-    return sum(float(z[i]) for z, i in zip(energies, taken, strict=True))
+def _energy(energies: list[np.ndarray], assignment: tuple[int, ...]) -> float:
+    return sum(float(z[i]) for z, i in zip(energies, assignment, strict=True))
 
 
 def _random_energies(problem: SearchProblem, seed: int) -> list[np.ndarray]:
@@ -89,11 +91,11 @@ def test_no_mix_within_the_budget_is_better(target: float, seed: int, wider: boo
         assert target < 2.5
         return
     energies = _random_energies(problem, seed)
-    taken = solve(problem, energies)
-    assert taken is not None
-    assert problem.within(taken)
-    assert _energy(energies, taken) == pytest.approx(_best(problem, energies), rel=1e-9)
-    bits = problem.seed_of_units("", taken).mix.choices
+    assignment = solve(problem, energies)
+    assert assignment is not None
+    assert problem.within(assignment)
+    assert _energy(energies, assignment) == pytest.approx(_best(problem, energies), rel=1e-9)
+    bits = problem.candidate_of("", assignment).mix.choices
     assert not floor or float(bits["0.mlp.down"]) >= 2.5
 
 
@@ -108,37 +110,43 @@ def test_what_is_not_allowed_is_not_taken() -> None:
 def test_neighbours_are_a_step_away_and_within_the_budget(wider: bool) -> None:
     problem = _problem(3.0, wider=wider)
     energies = _random_energies(problem, 1)
-    held = solve(problem, energies)
-    assert held is not None
-    found = exchanges(problem, energies, held, np.random.default_rng(0), 100)
-    assert held not in found
+    incumbent = solve(problem, energies)
+    assert incumbent is not None
+    found = exchanges(problem, energies, incumbent, np.random.default_rng(0), 100)
+    assert incumbent not in found
     assert len(found) == len(set(found)) > len(problem.units) // 2
-    for taken in found:
-        assert problem.bytes_of(taken) <= _budget(problem)
-        assert max(abs(a - b) for a, b in zip(taken, held, strict=True)) == 1
-    values = [_energy(energies, taken) for taken in found]
+    for assignment in found:
+        assert problem.bytes_of(assignment) <= _budget(problem)
+        assert max(abs(a - b) for a, b in zip(assignment, incumbent, strict=True)) == 1
+    values = [_energy(energies, assignment) for assignment in found]
     assert values == sorted(values)
-    assert min(values) >= _energy(energies, held)
+    assert min(values) >= _energy(energies, incumbent)
 
 
 def test_every_neighbour_is_the_best_one_with_its_move() -> None:
     problem = _problem(3.0)
     energies = _random_energies(problem, 1)
-    held = solve(problem, energies)
-    assert held is not None
-    near = [taken for taken in product(range(3), repeat=len(held)) if _near(taken, held) and problem.within(taken)]
+    incumbent = solve(problem, energies)
+    assert incumbent is not None
+    near = [
+        assignment
+        for assignment in product(range(3), repeat=len(incumbent))
+        if _near(assignment, incumbent) and problem.within(assignment)
+    ]
     best = {
-        (number, option): min(_energy(energies, taken) for taken in near if taken[number] == option)
-        for number in range(len(held))
+        (number, option): min(_energy(energies, assignment) for assignment in near if assignment[number] == option)
+        for number in range(len(incumbent))
         for option in range(3)
-        if abs(option - held[number]) == 1 and any(taken[number] == option for taken in near)
+        if abs(option - incumbent[number]) == 1 and any(assignment[number] == option for assignment in near)
     }
-    found = exchanges(problem, energies, held, np.random.default_rng(0), 100)
-    assert {round(_energy(energies, taken), 9) for taken in found} == {round(value, 9) for value in best.values()}
+    found = exchanges(problem, energies, incumbent, np.random.default_rng(0), 100)
+    assert {round(_energy(energies, assignment), 9) for assignment in found} == {
+        round(value, 9) for value in best.values()
+    }
 
 
-def _near(taken: tuple[int, ...], held: tuple[int, ...]) -> bool:
-    return all(abs(a - b) <= 1 for a, b in zip(taken, held, strict=True))
+def _near(assignment: tuple[int, ...], incumbent: tuple[int, ...]) -> bool:
+    return all(abs(a - b) <= 1 for a, b in zip(assignment, incumbent, strict=True))
 
 
 def test_within_asks_whether_it_fits() -> None:

@@ -10,7 +10,7 @@ from synthetic_measurement import synthetic_measurement
 
 from exltune.inventory import inventory_from_config
 from exltune.schema.measurement import Measurement
-from exltune.search import PROPOSERS, SearchProblem, search_problem
+from exltune.search import BASELINES, SearchProblem, search_problem
 from exltune.search.baselines.greedy import exllamav3_greedy
 from exltune.search.law.costs import nmse
 
@@ -86,11 +86,11 @@ def test_convex_is_the_optimum_of_the_lowest_swaps_alone() -> None:
         for widths in product(WIDTHS, repeat=len(GROUPS))
         if problem.groups_bytes(dict(zip(GROUPS, widths, strict=True))) <= problem.groups_budget_bytes
     )
-    seed = PROPOSERS["convex"](problem)
-    assert seed is not None
-    assert cost(tuple(float(seed.mix.choices[g]) for g in GROUPS)) == pytest.approx(cost(min(within, key=cost)))
+    found = BASELINES["convex"](problem)
+    assert found is not None
+    assert cost(tuple(float(found.mix.choices[g]) for g in GROUPS)) == pytest.approx(cost(min(within, key=cost)))
 
 
 @pytest.mark.parametrize("name", ["convex", "exllamav3-greedy"])
 def test_nothing_is_proposed_without_a_measurement(name: str) -> None:
-    assert PROPOSERS[name](problem_with(None, 2.9)) is None
+    assert BASELINES[name](problem_with(None, 2.9)) is None

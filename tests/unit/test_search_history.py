@@ -11,7 +11,7 @@ import pytest
 from exltune.errors import StorageError, UsageError
 from exltune.schema.mix import CACHE_K, CACHE_V
 from exltune.schema.search import ScoredMix
-from exltune.search import SEED, History, open_storage
+from exltune.search import OF_BASELINE, History, open_storage
 from exltune.search.loop.history import mix_key, storage_errors
 from exltune.search.loop.ledger import Ledger
 
@@ -26,10 +26,10 @@ def url(tmp_path: Path) -> str:
 
 
 def test_what_was_added_is_there_when_it_is_opened_again(url: str) -> None:
-    History(open_storage(url), "key").add([_mix("2", (0.1, 0.2)), _mix("3", (0.05,), SEED + "uniform")])
+    History(open_storage(url), "key").add([_mix("2", (0.1, 0.2)), _mix("3", (0.05,), OF_BASELINE + "uniform")])
     again = History(open_storage(url), "key")
     assert again.get({"0.attn.q": "2", "head": "6"}) == _mix("2", (0.1, 0.2))
-    assert again.get({"0.attn.q": "3", "head": "6"}) == _mix("3", (0.05,), SEED + "uniform")
+    assert again.get({"0.attn.q": "3", "head": "6"}) == _mix("3", (0.05,), OF_BASELINE + "uniform")
     assert again.get({"0.attn.q": "4", "head": "6"}) is None
     assert History(open_storage(url), "another key").mixes == {}
 
@@ -47,7 +47,7 @@ def test_the_longest_score_of_a_mix_counts(url: str) -> None:
 
 def test_seeds_cost_no_passes(url: str) -> None:
     history = History(open_storage(url), "key")
-    history.add([_mix("2", (0.1,) * 8, SEED + "uniform"), _mix("3", (0.1,) * 8), _mix("4", (0.1,) * 4)])
+    history.add([_mix("2", (0.1,) * 8, OF_BASELINE + "uniform"), _mix("3", (0.1,) * 8), _mix("4", (0.1,) * 4)])
     assert history.passes(8) == 1.5
 
 

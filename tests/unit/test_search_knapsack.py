@@ -27,8 +27,8 @@ def _items(draw: st.DrawFn) -> Items:
 
 
 def _totals(items: Items, choices: dict[str, str]) -> tuple[int, float]:
-    taken = [option for name, options in items.items() for option in options if option.choice == choices[name]]
-    return sum(option.size_bytes for option in taken), sum(option.cost for option in taken)
+    assignment = [option for name, options in items.items() for option in options if option.choice == choices[name]]
+    return sum(option.size_bytes for option in assignment), sum(option.cost for option in assignment)
 
 
 def _brute_force(items: Items, budget: int) -> float:

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import INVENTORY, WIDTHS, Law, LawEngine, bpw_range, measured, random_law, run_search
 
-from exltune.search import History, SearchOptions, SearchProblem, Surrogate, open_storage, propose, search_problem
+from exltune.search import (
+    History,
+    SearchOptions,
+    SearchProblem,
+    Surrogate,
+    baseline_mixes,
+    open_storage,
+    search_problem,
+)
 
 
 def _problem(law: Law, target: float, *, rows: int = 8, **changes: object) -> SearchProblem:
@@ -43,8 +51,8 @@ def test_it_beats_sums_of_single_swaps_where_units_interact(target: float) -> No
     law = _interacting()
     problem = _problem(law, target)
     ran = run_search([problem], LawEngine(law), SearchOptions(passes=40, batch=10))
-    found = law.kld(problem.seed_of_units("", ran.search.held[0]).mix.choices)
-    seeds = {seed.name: law.kld(seed.mix.choices) for seed in propose(problem)}
+    found = law.kld(problem.candidate_of("", ran.search.incumbent[0]).mix.choices)
+    seeds = {seed.name: law.kld(seed.mix.choices) for seed in baseline_mixes(problem)}
     assert {"knapsack", "knapsack-fit"} <= seeds.keys()
     assert found < min(seeds.values())
     assert found < 0.97 * min(seeds["knapsack"], seeds["knapsack-fit"])
@@ -59,9 +67,9 @@ def test_refitting_makes_the_law_right() -> None:
     ]
     # Each law predicts what the search without refitting has scored.
     mixes = found[1].ledger.scored()
-    taken = [problem.taken_of(mix.choices) for mix, _ in mixes]
+    assignment = [problem.assignment_of(mix.choices) for mix, _ in mixes]
     truth = np.log([kld for _, kld in mixes])
-    errors = [float(np.abs(search.surrogate.predict(taken) - truth).mean()) for search in found]
+    errors = [float(np.abs(search.surrogate.predict(assignment) - truth).mean()) for search in found]
     assert errors[0] < 0.5 * errors[1]
     assert found[1].surrogate.gamma == Surrogate(problem).gamma
 
@@ -95,8 +103,8 @@ def test_the_handed_over_mix_keeps_budget_and_floors() -> None:
         floors = {"0.attn.q": floor, "1.shared.down": floor} if floor else {}
         problem = _problem(law, low + share * (high - low), floors=floors)
         ran = run_search([problem], LawEngine(law), SearchOptions(passes=8, batch=6, seed=seed))
-        for taken in ran.search.finalists(0).values():
-            made = problem.seed_of_units("", taken)
+        for assignment in ran.search.finalists(0).values():
+            made = problem.candidate_of("", assignment)
             assert made.size.bpw <= problem.target_bpw + 1e-9
             assert made.meets_floors
             assert all(float(made.mix.choices[key]) >= least for key, least in floors.items())
@@ -125,11 +133,11 @@ def test_the_better_half_goes_on_and_the_laws_optimum_always() -> None:
 
 
 def test_luck_on_the_first_rung_is_not_believed() -> None:
-    """Every mix but the held one seems 30 % better on the first half of the rows, and is not on the others."""
+    """Every mix but the incumbent one seems 30 % better on the first half of the rows, and is not on the others."""
     plain = random_law(noise=0.01)
     problem = _problem(plain, 3.2)
-    held = run_search([problem], LawEngine(plain), SearchOptions(passes=1), knobs=None).search.held[0]
-    optimum = problem.seed_of_units("", held).mix.choices
+    incumbent = run_search([problem], LawEngine(plain), SearchOptions(passes=1), knobs=None).search.incumbent[0]
+    optimum = problem.candidate_of("", incumbent).mix.choices
 
     def luck(choices: Mapping[str, str], row: int) -> float:
         if choices == optimum:
@@ -142,15 +150,17 @@ def test_luck_on_the_first_rung_is_not_believed() -> None:
     search = ran.search
     best = min(search.ledger.scored(), key=lambda pair: pair[1])[0]
     assert best.choices != optimum
-    assert search.held[0] == held
+    assert search.incumbent[0] == incumbent
     assert "search-best" in search.finalists(0)
 
 
 def test_a_move_needs_more_than_twice_its_standard_error() -> None:
-    """On fresh rows the same gain is taken where the rows agree on it, and left where they do not."""
+    """On fresh rows the same gain is assignment where the rows agree on it, and left where they do not."""
     plain = random_law()
     problem = _problem(plain, 3.2)
-    optimum = problem.seed_of_units("", run_search([problem], LawEngine(plain), SearchOptions(passes=1)).search.held[0])
+    optimum = problem.candidate_of(
+        "", run_search([problem], LawEngine(plain), SearchOptions(passes=1)).search.incumbent[0]
+    )
 
     def moves(spread: float) -> bool:
         def luck(choices: Mapping[str, str], row: int) -> float:
@@ -161,7 +171,7 @@ def test_a_move_needs_more_than_twice_its_standard_error() -> None:
         law = Law(plain.scales, luck=luck)
         settings_ = SearchOptions(passes=8, batch=6, refit=False, sources=("exchange",))
         ran = run_search([problem], LawEngine(law), settings_, rows=16, knobs=None)
-        return problem.seed_of_units("", ran.search.held[0]).mix.choices != optimum.mix.choices
+        return problem.candidate_of("", ran.search.incumbent[0]).mix.choices != optimum.mix.choices
 
     assert moves(0.02)
     assert not moves(0.5)
@@ -172,17 +182,20 @@ def test_several_sizes_share_what_was_scored() -> None:
     problems = [_problem(law, target) for target in (2.8, 3.0, 3.5)]
     engine = LawEngine(law)
     ran = run_search(problems, engine, SearchOptions(passes=30, batch=9))
-    assert len(ran.search.held) == 3
-    assert all(len(done.held_kld) == 3 for done in ran.search.rounds)
-    sizes = [problem.bytes_of(taken) for problem, taken in zip(problems, ran.search.held, strict=True)]
+    assert len(ran.search.incumbent) == 3
+    assert all(len(done.incumbent_kld) == 3 for done in ran.search.rounds)
+    sizes = [problem.bytes_of(assignment) for problem, assignment in zip(problems, ran.search.incumbent, strict=True)]
     assert all(size <= problem.budget_bytes for size, problem in zip(sizes, problems, strict=True))
-    klds = [law.kld(p.seed_of_units("", taken).mix.choices) for p, taken in zip(problems, ran.search.held, strict=True)]
+    klds = [
+        law.kld(p.candidate_of("", assignment).mix.choices)
+        for p, assignment in zip(problems, ran.search.incumbent, strict=True)
+    ]
     assert klds[0] > klds[1] > klds[2]
     # Learning is from all of them: the law is right at each size.
-    for problem, taken, kld in zip(problems, ran.search.held, klds, strict=True):
+    for problem, assignment, kld in zip(problems, ran.search.incumbent, klds, strict=True):
         difficulty = law.rows({}, range(8)).mean() / law.kld({})
-        assert np.exp(ran.search.surrogate.predict([taken])[0]) == pytest.approx(kld * difficulty, rel=0.1)
-        assert problem.within(taken)
+        assert np.exp(ran.search.surrogate.predict([assignment])[0]) == pytest.approx(kld * difficulty, rel=0.1)
+        assert problem.within(assignment)
 
 
 def test_nothing_left_to_try_ends_it() -> None:
@@ -192,7 +205,7 @@ def test_nothing_left_to_try_ends_it() -> None:
     problem = _problem(law, low + 1e-9)
     engine = LawEngine(law)
     ran = run_search([problem], engine, SearchOptions(passes=1000, batch=4))
-    assert [mix.choices for mix, _ in engine.scored] == [problem.seed_of_units("", ran.search.held[0]).mix.choices]
+    assert [mix.choices for mix, _ in engine.scored] == [problem.candidate_of("", ran.search.incumbent[0]).mix.choices]
     assert ran.search.rounds == []
 
 
@@ -200,8 +213,8 @@ def test_nothing_left_to_try_ends_it() -> None:
 def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: str) -> None:
     law = random_law(noise=0.05)
     problem = _problem(law, 3.2)
-    optimum = run_search([problem], LawEngine(law), SearchOptions(passes=1), knobs=None).search.held[0]
-    bad = problem.seed_of_units("", optimum).mix.choices
+    optimum = run_search([problem], LawEngine(law), SearchOptions(passes=1), knobs=None).search.incumbent[0]
+    bad = problem.candidate_of("", optimum).mix.choices
     asked: list[Mapping[str, str]] = []
 
     def nan(choices: Mapping[str, str]) -> bool:
@@ -220,9 +233,9 @@ def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: s
     else:
         assert len(asked) == 1
         assert 8 < ran.search.ledger.passes <= 10
-        # What is held is the best of those that have a score.
-        assert ran.search.held[0] != optimum
-        assert ran.search.rounds[-1].held_kld[0] is not None
+        # What is incumbent is the best of those that have a score.
+        assert ran.search.incumbent[0] != optimum
+        assert ran.search.rounds[-1].incumbent_kld[0] is not None
 
 
 def test_the_same_seed_finds_the_same() -> None:
@@ -246,7 +259,7 @@ def test_a_finished_search_taken_up_again_holds_the_same_and_scores_nothing() ->
     engine = LawEngine(law)
     again = run_search([problem], engine, settings_, history=history).search
     assert engine.scored == []
-    assert again.held == first.held
+    assert again.incumbent == first.incumbent
     assert again.finalists(0).keys() == first.finalists(0).keys()
     # With more passes it goes on from there.
     more = run_search([problem], engine, SearchOptions(passes=24, batch=8), history=history).search

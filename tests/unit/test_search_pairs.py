@@ -16,7 +16,7 @@ from exltune.inventory import groups_at_level, inventory_from_config
 from exltune.report.fused import unfused_note
 from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import Measurement
-from exltune.search import PROPOSERS, SearchProblem, load_all_rules, propose, search_problem, unfused
+from exltune.search import BASELINES, SearchProblem, baseline_mixes, load_all_rules, search_problem, unfused
 from exltune.search.problem.pairs import kept_whole
 
 _MODELS = Path(__file__).parents[2] / "models"
@@ -77,8 +77,8 @@ def test_a_kept_pair_costs_what_both_cost() -> None:
 def test_no_method_splits_a_pair_that_is_kept(level: int) -> None:
     rules = [one for one in load_all_rules() if one.name in ("down-and-ends", "backbone-first")]
     for share in (0.05, 0.3, 0.7):
-        seeds = propose(_problem(level, share, keep_pairs=True), rules)
-        assert {seed.name for seed in seeds} >= PROPOSERS.keys() - {"exllamav3-hq"}
+        seeds = baseline_mixes(_problem(level, share, keep_pairs=True), rules)
+        assert {seed.name for seed in seeds} >= BASELINES.keys() - {"exllamav3-hq"}
         assert all(_split(seed.mix.choices) == [] for seed in seeds)
         assert all(seed.predicted_kld_nats is not None for seed in seeds)
 
@@ -90,7 +90,7 @@ def test_the_search_splits_pairs_where_that_pays_and_may() -> None:
     found = {}
     for name, problem in {"l3": _problem(3), "l4": _problem(4), "kept": _problem(4, keep_pairs=True)}.items():
         ran = run_search([problem], LawEngine(law), knobs=None)
-        choices = problem.seed_of_units("", ran.search.held[0]).mix.choices
+        choices = problem.candidate_of("", ran.search.incumbent[0]).mix.choices
         found[name] = law.kld(choices)
         assert bool(_split(choices)) == (name == "l4")
     assert found["l4"] < 0.97 * found["l3"]

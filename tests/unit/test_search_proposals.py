@@ -17,7 +17,7 @@ from exltune.schema.measurement import MeasuredGroup, Measurement, MeasurementDe
 from exltune.schema.mix import choice_of_bits
 from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataOptions
-from exltune.search import PROPOSERS, SearchProblem, load_all_rules, propose, search_problem
+from exltune.search import BASELINES, SearchProblem, baseline_mixes, load_all_rules, search_problem
 from exltune.search.law.costs import fitted_costs, measured_costs, nmse
 
 _WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -163,9 +163,9 @@ def test_every_seed_is_within_every_feasible_budget(share: float, level: int | N
     low, high = (sizes.uniform_size(bits, 6).bpw for bits in (2, 8))
     measurement = None if level is None else _measurement(_power_law, level=level)
     problem = _problem(low + share * (high - low), measurement)
-    seeds = propose(problem, _RULES)
+    seeds = baseline_mixes(problem, _RULES)
     names = [seed.name for seed in seeds]
-    missing = set(PROPOSERS) - set(names)
+    missing = set(BASELINES) - set(names)
     measured = {"exllamav3-greedy", "convex", "knapsack", "knapsack-fit"}
     assert missing <= {"exllamav3-hq"} | (set() if measurement else measured)
     assert {rules.name for rules in _RULES} <= set(names)
@@ -179,14 +179,14 @@ def test_every_seed_is_within_every_feasible_budget(share: float, level: int | N
 
 def test_the_knapsack_has_the_least_prediction_and_uses_what_is_left() -> None:
     measurement = _measurement(_power_law)
-    seeds = {seed.name: seed for seed in propose(_problem(3.9, measurement), _RULES)}
+    seeds = {seed.name: seed for seed in baseline_mixes(_problem(3.9, measurement), _RULES)}
     table = measured_costs(measurement, _WIDTHS)
     for seed in seeds.values():
         assert seed.predicted_kld_nats is not None
         predicted = table.predict({group.id: float(seed.mix.choices[group.id]) for group in _INVENTORY.groups})
         assert predicted is not None
         assert seeds["knapsack"].predicted_kld_nats <= predicted * 1.001
-    flat = {seed.name: seed for seed in propose(_problem(3.9, _measurement(lambda _, width: 0.0)))}
+    flat = {seed.name: seed for seed in baseline_mixes(_problem(3.9, _measurement(lambda _, width: 0.0)))}
     assert flat["knapsack"].size.bpw > 3.85
 
 

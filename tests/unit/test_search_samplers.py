@@ -68,10 +68,10 @@ def _ask(knobs: Knobs) -> Turn:
 
 def _taken(turn: Turn) -> tuple[int, ...]:
     problem: SearchProblem = _PROBLEMS[turn.problem]
-    taken = solve(problem, turn.energies)
-    assert taken is not None
-    assert problem.within(taken)
-    return taken
+    assignment = solve(problem, turn.energies)
+    assert assignment is not None
+    assert problem.within(assignment)
+    return assignment
 
 
 def _turns(knobs: Knobs, count: int) -> list[Turn]:
@@ -80,8 +80,8 @@ def _turns(knobs: Knobs, count: int) -> list[Turn]:
     for _ in range(count):
         turn = _ask(knobs)
         problem = _PROBLEMS[turn.problem]
-        taken = _taken(turn)
-        knobs.tell(turn.trial, _LAW.kld(problem.seed_of_units("", taken).mix.choices), problem.bytes_of(taken))
+        assignment = _taken(turn)
+        knobs.tell(turn.trial, _LAW.kld(problem.candidate_of("", assignment).mix.choices), problem.bytes_of(assignment))
         found.append(turn)
     return found
 

@@ -40,17 +40,17 @@ def _some_mixes(problem: SearchProblem, count: int, seed: int = 0) -> list[tuple
     return [tuple(int(rng.integers(len(unit.options))) for unit in problem.units) for _ in range(count)]
 
 
-def _kld(law: Law, problem: SearchProblem, taken: tuple[int, ...]) -> float:
-    return law.kld(problem.seed_of_units("", taken).mix.choices)
+def _kld(law: Law, problem: SearchProblem, assignment: tuple[int, ...]) -> float:
+    return law.kld(problem.candidate_of("", assignment).mix.choices)
 
 
 def test_derivatives_are_those_of_finite_differences() -> None:
     law = random_law(wider=True, noise=0.1)
     problem = _wide(measured(law, wider=True, **_FLAT))
     surrogate = Surrogate(problem)
-    taken = np.array(_some_mixes(problem, 5))
-    taken[3, :4] = EXACT
-    mixes = whole_mixes(taken.tolist(), [0.1, 0.2, 0.3, 0.4, 0.5], [0.2], len(problem.units))
+    assignment = np.array(_some_mixes(problem, 5))
+    assignment[3, :4] = EXACT
+    mixes = whole_mixes(assignment.tolist(), [0.1, 0.2, 0.3, 0.4, 0.5], [0.2], len(problem.units))
     at = surrogate._parameters + 0.1 * np.random.default_rng(0).standard_normal(len(surrogate._parameters))
     for residuals, slopes in (
         (lambda x: surrogate._misfit(x, mixes), surrogate._slopes(at, mixes)),
@@ -66,14 +66,14 @@ def test_gamma_scales_and_exponents_of_a_law_are_recovered(gamma: float) -> None
     problem = _problem(measured(law, **_FLAT))
     surrogate = Surrogate(problem)
     mixes = _some_mixes(problem, 60)
-    truth = [_kld(law, problem, taken) for taken in mixes]
+    truth = [_kld(law, problem, assignment) for assignment in mixes]
     difficulty = law.rows({}, range(4)).mean() / law.kld({})
     surrogate.fit(mixes, [kld * difficulty for kld in truth], [truth[0]])
     assert surrogate.gamma == pytest.approx(gamma, abs=0.04)
     for exponent in surrogate.exponents().values():
         assert exponent == pytest.approx(gamma * 1.8, rel=0.08)
     fresh = _some_mixes(problem, 40, seed=1)
-    error = surrogate.predict(fresh) - np.log([difficulty * _kld(law, problem, taken) for taken in fresh])
+    error = surrogate.predict(fresh) - np.log([difficulty * _kld(law, problem, assignment) for assignment in fresh])
     assert float(np.abs(error).max()) < 0.05
 
 
@@ -85,11 +85,11 @@ def test_predictions_get_better_with_every_mix_that_was_scored() -> None:
     problem = _problem(measured(off, **_FLAT))
     surrogate = Surrogate(problem)
     fresh = _some_mixes(problem, 40, seed=9)
-    truth = np.log([_kld(law, problem, taken) for taken in fresh])
+    truth = np.log([_kld(law, problem, assignment) for assignment in fresh])
     errors = []
     for count in (0, 20, 80):
         mixes = _some_mixes(problem, count, seed=2)
-        surrogate.fit(mixes, [_kld(law, problem, taken) for taken in mixes])
+        surrogate.fit(mixes, [_kld(law, problem, assignment) for assignment in mixes])
         errors.append(float(np.std(surrogate.predict(fresh) - truth)))
     assert errors[0] > 1.3 * errors[1] > 1.3 * 1.3 * errors[2]
 
@@ -143,9 +143,9 @@ def test_units_with_fewer_options_never_see_the_padding() -> None:
     assert [len(energies[0]), len(WIDTHS)] == [1, len(energies[1])]
     for z in energies:
         assert np.all(np.diff(z) < 0)
-    for taken in _some_mixes(problem, 5):
-        summed = sum(float(z[option]) for z, option in zip(energies, taken, strict=True))
-        assert surrogate.predict([taken]) == pytest.approx(surrogate.gamma * np.log(summed), rel=1e-9)
+    for assignment in _some_mixes(problem, 5):
+        summed = sum(float(z[option]) for z, option in zip(energies, assignment, strict=True))
+        assert surrogate.predict([assignment]) == pytest.approx(surrogate.gamma * np.log(summed), rel=1e-9)
 
 
 def test_one_width_leaves_nothing_to_choose() -> None:
@@ -160,12 +160,12 @@ def test_parts_of_layers_are_units_too() -> None:
     law = random_law()
     problem = _problem(measured(law, level=2, **_FLAT))
     assert len(problem.units) < len(INVENTORY.groups)
-    taken = solve(problem, Surrogate(problem).energies())
-    assert taken is not None
-    choices = problem.seed_of_units("", taken).mix.choices
-    assert problem.taken_of(choices) == taken
+    assignment = solve(problem, Surrogate(problem).energies())
+    assert assignment is not None
+    choices = problem.candidate_of("", assignment).mix.choices
+    assert problem.assignment_of(choices) == assignment
     split = choices | {"0.attn.q": "2", "0.attn.o": "8"}
-    assert problem.taken_of(split) is None
+    assert problem.assignment_of(split) is None
 
 
 def test_swaps_below_the_noise_count_for_little() -> None:
@@ -200,6 +200,6 @@ def test_a_dense_model_with_a_tied_head() -> None:
         head_bits=6.0,
         measurement=measured(law, tied, wider=True),
     )
-    taken = solve(problem, Surrogate(problem).energies())
-    assert taken is not None
-    assert problem.within(taken)
+    assignment = solve(problem, Surrogate(problem).energies())
+    assert assignment is not None
+    assert problem.within(assignment)

@@ -118,9 +118,10 @@ def test_the_joint_optimum_is_the_best_of_every_cache_and_head_alone(vram: int) 
                 continue
             if budget.size_bytes not in solved:
                 solved[budget.size_bytes] = solve_knapsack(items, budget.size_bytes)
-            taken = solved[budget.size_bytes]
+            assignment = solved[budget.size_bytes]
             energy = (
-                sum(energies[numbers[name]][int(i)] for name, i in taken.items()) + energies[numbers["head"]][number]
+                sum(energies[numbers[name]][int(i)] for name, i in assignment.items())
+                + energies[numbers["head"]][number]
             )
             if cache.quantized:
                 energy += energies[numbers[CACHE_K]][cache.k - 2] + energies[numbers[CACHE_V]][cache.v - 2]
@@ -159,10 +160,10 @@ def test_the_search_starts_from_the_joint_optimum() -> None:
     space = search_space(CONFIG, Path("config.json"), MEASUREMENT, asked)
     found = OPEN.best(_pool(VRAM), Use(context=CONTEXT))
     assert space.problem.extras == {CACHE_K: str(found.cache.k), CACHE_V: str(found.cache.v)}
-    taken = space.problem.taken_of(found.choices)
-    assert taken is not None
-    assert space.problem.within(taken)
-    assert space.problem.budget_bytes - space.problem.bytes_of(taken) < 8192
+    assignment = space.problem.assignment_of(found.choices)
+    assert assignment is not None
+    assert space.problem.within(assignment)
+    assert space.problem.budget_bytes - space.problem.bytes_of(assignment) < 8192
 
 
 def test_an_fp16_cache_where_there_is_room_for_it() -> None:

@@ -1,4 +1,4 @@
-"""`exltune optimize`: seeds of every method and a search, judged on fresh rows; the best as a recipe."""
+"""`exltune optimize`: baselines of every method and a search, judged on fresh rows; the best as a recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exltune.inventory import read_config
 from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.reporter import Reporter, Silent, tell_peaks
 from exltune.pipeline.measurement.measured import quants_at_hand
-from exltune.pipeline.optimization.search import Scorer, run_rounds, score_seeds
+from exltune.pipeline.optimization.search import Scorer, run_rounds, score_baselines
 from exltune.pipeline.quants.base_quants import paths_of
 from exltune.pipeline.texts.token_sets import check_tokens, ids, token_sets
 from exltune.report.fused import unfused_note
@@ -30,18 +30,18 @@ from exltune.search import (
     SearchOptions,
     SearchProblem,
     Surrogate,
+    baseline_mixes,
     knob_study,
     load_all_rules,
     open_storage,
     out_of_reach,
-    propose,
     rule_bits,
     sampler,
     solve,
     storage_errors,
     unmatched,
 )
-from exltune.search.loop.ranking import SEARCHED, all_candidates, standings
+from exltune.search.loop.ranking import SEARCHED, distinct_candidates, standings
 from exltune.search.space.space import Asked, Space, search_space
 from exltune.store.files import locked, refuse_existing_file
 from exltune.store.records import read_record, write_recipe
@@ -147,31 +147,36 @@ class _Run:
         self.objectives = min(len(self.problems), 2)
         self.sampler = sampler(settings.sampler, settings.search.seed, objectives=self.objectives)
         self.rules = (*load_all_rules(), *settings.rules)
-        self.seeds = [propose(problem, self.rules) for problem in self.problems]
-        _check_names(seed.name for seed in self.seeds[0])
+        self.baselines = [baseline_mixes(problem, self.rules) for problem in self.problems]
+        _check_names(baseline.name for baseline in self.baselines[0])
         self.warnings = _warnings(self.problems[0], settings.rules, floors)
 
     def predict(self) -> SearchOutcome:
         """Rank by prediction alone."""
         law = Surrogate(self.problems[0])
         ranked = []
-        for problem, seeds in zip(self.problems, self.seeds, strict=True):
+        for problem, many in zip(self.problems, self.baselines, strict=True):
             best = solve(problem, law.energies())
             assert best is not None, "a problem is feasible when it is made"
-            ranked.append(standings(problem, all_candidates(problem, seeds, {"search-law": best}), law))
+            ranked.append(standings(problem, distinct_candidates(problem, many, {"search-law": best}), law))
         return SearchOutcome(ranked, law, None, ())
 
     def search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
-        """Score seeds, run the loop, and judge all that is left on fresh rows."""
+        """Score baselines, run the loop, and judge all that is left on fresh rows."""
         with storage_errors(self._storage_url()):
             return self._search(scorer, fresh)
 
     def _search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
         rows, storage = len(scorer.tokens), open_storage(self._storage_url())
         history = History(storage, self._key())
-        with self.reporter.stage("Scoring seeds") as progress:
-            seeds = [seed for seeds in self.seeds for seed in seeds if not history.whole(seed.mix.choices, rows)]
-            score_seeds(seeds, scorer, history, progress)
+        with self.reporter.stage("Scoring baselines") as progress:
+            missing = [
+                baseline
+                for many in self.baselines
+                for baseline in many
+                if not history.whole(baseline.mix.choices, rows)
+            ]
+            score_baselines(missing, scorer, history, progress)
         study = knob_study(storage, self._knobs_key(), self.sampler, objectives=self.objectives)
         knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
         search = Search(self.problems, self.settings.search, rows, history, knobs)
@@ -181,10 +186,10 @@ class _Run:
         return SearchOutcome(ranked, search.surrogate, search, tuple(dict.fromkeys(dropped.values())))
 
     def _judge(self, search: Search, history: History, fresh: Scorer) -> list[list[Standing]]:
-        """Seeds and finalists of every size on rows that no fit has seen."""
+        """Baselines and finalists of every size on rows that no fit has seen."""
         candidates = [
-            all_candidates(problem, seeds, search.finalists(number))
-            for number, (problem, seeds) in enumerate(zip(self.problems, self.seeds, strict=True))
+            distinct_candidates(problem, baselines, search.finalists(number))
+            for number, (problem, baselines) in enumerate(zip(self.problems, self.baselines, strict=True))
         ]
         with self.reporter.stage("Judging on the selection set") as progress:
             found = iter(fresh.scores([one.mix for many in candidates for one in many], slice(None), progress))

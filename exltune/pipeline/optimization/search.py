@@ -13,11 +13,11 @@ from exltune.engines.base import Engine, Progress
 from exltune.errors import NonFiniteError
 from exltune.metrics import row_means
 from exltune.pipeline.common.reporter import Reporter
-from exltune.schema.baseline import Seed
+from exltune.schema.candidate import Candidate
 from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score
 from exltune.schema.search import ScoredMix
-from exltune.search import SEED, History, Proposal, Search
+from exltune.search import OF_BASELINE, History, Proposal, Search
 from exltune.search.loop.history import MixKey, mix_key
 
 #: Progress is counted in thousandths of a pass.
@@ -54,14 +54,14 @@ class Scorer:
         return [None] * len(mixes)
 
 
-def score_seeds(seeds: Sequence[Seed], scorer: Scorer, history: History, progress: Progress) -> None:
-    """Score seeds on all rows and add them to the history, each mix once."""
-    distinct = list({mix_key(seed.mix.choices): seed for seed in reversed(seeds)}.values())[::-1]
-    found = scorer.scores([seed.mix for seed in distinct], slice(None), progress)
+def score_baselines(baselines: Sequence[Candidate], scorer: Scorer, history: History, progress: Progress) -> None:
+    """Score baselines on all rows and add them to the history, each mix once."""
+    distinct = list({mix_key(baseline.mix.choices): baseline for baseline in reversed(baselines)}.values())[::-1]
+    found = scorer.scores([baseline.mix for baseline in distinct], slice(None), progress)
     history.add(
         [
-            _scored(f"{SEED}{seed.name}", seed.mix.choices, seed.size.size_bytes, _rows(score))
-            for seed, score in zip(distinct, found, strict=True)
+            _scored(f"{OF_BASELINE}{baseline.name}", baseline.mix.choices, baseline.size.size_bytes, _rows(score))
+            for baseline, score in zip(distinct, found, strict=True)
             if score is not None
         ]
     )
@@ -83,8 +83,8 @@ def run_rounds(search: Search, scorer: Scorer, reporter: Reporter, *, seconds: f
             rest = slice(search.ledger.half, search.ledger.rows)
             _score_proposals(search.survivors(proposals), search, scorer, rest, watch)
             done = search.conclude(proposals)
-            held = ", ".join(f"{kld:.4f}" for kld in done.held_kld if kld is not None)
-            watch.what = f"round {done.number}: holds KL {held}"
+            incumbent = ", ".join(f"{kld:.4f}" for kld in done.incumbent_kld if kld is not None)
+            watch.what = f"round {done.number}: holds KL {incumbent}"
             slowest = max(slowest, time.monotonic() - start)
 
 

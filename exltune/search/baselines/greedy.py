@@ -17,7 +17,7 @@ def exllamav3_greedy(problem: SearchProblem) -> dict[str, float] | None:
     """Bits by group that exllamav3's optimizer would choose within the groups' budget; None without a measurement.
 
     Its groups start at the lowest base quant; of all single upgrades that fit, the one with the most twisted KL per
-    bit is taken, until none lowers KL. Floors are unknown to it.
+    bit is assignment, until none lowers KL. Floors are unknown to it.
     Source: exllamav3 conversion/optimize_model.py, optimize (1.6.5), on the measurement's legacy form.
     """
     if problem.measurement is None:
@@ -25,10 +25,10 @@ def exllamav3_greedy(problem: SearchProblem) -> dict[str, float] | None:
     units = problem.measurement.exltune.groups
     ladders = [_ladder(problem, unit) for unit in units]
     budget_bits = 8 * (problem.groups_budget_bytes - sum(ladder[0].size_bytes for ladder in ladders))
-    taken = _upgrade(ladders, budget_bits)
+    assignment = _upgrade(ladders, budget_bits)
     return {
         member: ladder[step].bits
-        for unit, ladder, step in zip(units, ladders, taken, strict=True)
+        for unit, ladder, step in zip(units, ladders, assignment, strict=True)
         for member in unit.members
     }
 
@@ -60,20 +60,20 @@ def _twisted(change: float) -> float:
 
 def _upgrade(ladders: Sequence[Sequence[_Rung]], budget_bits: int) -> list[int]:
     """Index of every unit's rung. Room only shrinks: an upgrade that does not fit when it is best never will."""
-    taken = [0] * len(ladders)
+    assignment = [0] * len(ladders)
     upgrades = [upgrade for unit in range(len(ladders)) for upgrade in _upgrades(ladders[unit], unit, 0)]
     heapq.heapify(upgrades)
     while upgrades:
         _, unit, target, start = heapq.heappop(upgrades)
-        cost = 8 * (ladders[unit][target].size_bytes - ladders[unit][taken[unit]].size_bytes)
+        cost = 8 * (ladders[unit][target].size_bytes - ladders[unit][assignment[unit]].size_bytes)
         # Strictly less: so it is in exllamav3.
-        if start != taken[unit] or cost >= budget_bits:
+        if start != assignment[unit] or cost >= budget_bits:
             continue
-        taken[unit] = target
+        assignment[unit] = target
         budget_bits -= cost
         for upgrade in _upgrades(ladders[unit], unit, target):
             heapq.heappush(upgrades, upgrade)
-    return taken
+    return assignment
 
 
 def _upgrades(ladder: Sequence[_Rung], unit: int, start: int) -> list[tuple[float, int, int, int]]:

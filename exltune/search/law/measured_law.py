@@ -40,16 +40,16 @@ class MeasuredUnits:
         """The cache is none of these units."""
         return {}
 
-    def taken_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None:
+    def assignment_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None:
         """Index of every unit's option in a mix; None where members differ or a choice is no option here."""
-        taken = []
+        assignment = []
         for unit in self.units:
             wanted = {choices.get(member) for member in unit.members}
             found = [index for index, option in enumerate(unit.options) if {option.choice} == wanted]
             if not found:
                 return None
-            taken.append(found[0])
-        return tuple(taken)
+            assignment.append(found[0])
+        return tuple(assignment)
 
 
 def measured_law(measurement: Measurement) -> tuple[MeasuredUnits, Surrogate]:

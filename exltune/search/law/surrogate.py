@@ -52,7 +52,8 @@ _LEAST_SLOPE = 1e-5
 class Units(Protocol):
     """What the law is fitted over: a search problem, or a measurement alone.
 
-    extras: default choice of the cache's keys, where they are units. taken_of: a mix as indices of options, or None.
+    extras: default choice of the cache's keys, where they are units. assignment_of: a mix as indices of
+    options, or None.
     """
 
     @property
@@ -63,7 +64,7 @@ class Units(Protocol):
     def measurement(self) -> Measurement | None: ...
     @property
     def extras(self) -> Mapping[str, Choice]: ...
-    def taken_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None: ...
+    def assignment_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None: ...
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ class Swaps:
 
 @dataclass(frozen=True)
 class WholeMixes:
-    """Scored mixes: taken (n, units) indices of options or EXACT, log_kld (n,) in log nats/token, spread (n,)."""
+    """Scored mixes: assignment (n, units) indices of options or EXACT, log_kld (n,) in log nats/token, spread (n,)."""
 
-    taken: Ints
+    assignment: Ints
     log_kld: Floats
     spread: Floats
 
@@ -101,7 +102,7 @@ def swaps(problem: Units) -> Swaps:
 
 
 def whole_mixes(
-    taken: Sequence[Sequence[int]], klds: Sequence[float], centres: Sequence[float], units: int
+    assignment: Sequence[Sequence[int]], klds: Sequence[float], centres: Sequence[float], units: int
 ) -> WholeMixes:
     """Mixes with their KL(reference‖mix); the nearer to one of the centres, the more they count."""
     logs = np.log(np.maximum(np.asarray(klds, dtype=np.float64), _LEAST_KLD))
@@ -109,7 +110,7 @@ def whole_mixes(
     if centres:
         away = np.abs(logs[:, None] - np.log(np.asarray(centres))[None, :]).min(axis=1)
         spread = _MIX_SPREAD + _MIX_SPREAD_BY_DISTANCE * away
-    return WholeMixes(np.asarray(taken, dtype=np.int64).reshape(len(logs), units), logs, spread)
+    return WholeMixes(np.asarray(assignment, dtype=np.int64).reshape(len(logs), units), logs, spread)
 
 
 def uniform_mixes(problem: Units) -> tuple[list[tuple[int, ...]], list[float]]:
@@ -121,14 +122,14 @@ def uniform_mixes(problem: Units) -> tuple[list[tuple[int, ...]], list[float]]:
         return [], []
     detail = problem.measurement.exltune
     in_cache = [unit.role in (CACHE_K, CACHE_V) for unit in problem.units]
-    taken, klds = [], []
+    assignment, klds = [], []
     for row in detail.mixes if any(in_cache) or not problem.extras else ():
         choices = dict.fromkeys(problem.group_ids, row.name.rpartition("@")[2])
-        found = problem.taken_of(choices | {Role.HEAD.value: detail.head_choice, **problem.extras})
+        found = problem.assignment_of(choices | {Role.HEAD.value: detail.head_choice, **problem.extras})
         if found is not None and row.kl_ref_quant is not None:
-            taken.append(tuple(EXACT if exact else option for option, exact in zip(found, in_cache, strict=True)))
+            assignment.append(tuple(EXACT if exact else option for option, exact in zip(found, in_cache, strict=True)))
             klds.append(row.kl_ref_quant)
-    return taken, klds
+    return assignment, klds
 
 
 class Surrogate:
@@ -151,12 +152,12 @@ class Surrogate:
         self._root: Floats | None = None
         self.fit(*uniform_mixes(problem))
 
-    def fit(self, taken: Sequence[Sequence[int]], klds: Sequence[float], centres: Sequence[float] = ()) -> None:
-        """Fit to the swaps and to whole mixes. taken: (n, units) options; klds: KL(reference‖mix), nats/token.
+    def fit(self, assignment: Sequence[Sequence[int]], klds: Sequence[float], centres: Sequence[float] = ()) -> None:
+        """Fit to the swaps and to whole mixes. assignment: (n, units) options; klds: KL(reference‖mix), nats/token.
 
         centres: KL around which the law has to be right. The posterior is Laplace's around the least-squares fit.
         """
-        mixes = whole_mixes(taken, klds, centres, len(self.units))
+        mixes = whole_mixes(assignment, klds, centres, len(self.units))
 
         def loss(parameters: Floats) -> tuple[float, Floats]:
             single, whole = self._swap_misfit(parameters), self._misfit(parameters, mixes)
@@ -185,9 +186,9 @@ class Surrogate:
         start = len(self.units)
         return {role: self.gamma * float(self._parameters[start + index]) for role, index in roles.items()}
 
-    def predict(self, taken: Sequence[Sequence[int]]) -> Floats:
+    def predict(self, assignment: Sequence[Sequence[int]]) -> Floats:
         """log KL(reference‖mix) of mixes (n, units)."""
-        return self._log_kld(self._parameters, np.asarray(taken, dtype=np.int64))
+        return self._log_kld(self._parameters, np.asarray(assignment, dtype=np.int64))
 
     def energies(self, rng: np.random.Generator | None = None) -> list[Floats]:
         """z of every option of every unit: what an exact knapsack has to make least. With rng a posterior sample."""
@@ -215,17 +216,17 @@ class Surrogate:
         q = parameters[count : count + self._roles][self._role]  # (units,)
         return np.asarray(parameters[:count, None] + q[:, None] * self._ratio)
 
-    def _shares(self, parameters: Floats, taken: Ints) -> tuple[Floats, Floats]:
+    def _shares(self, parameters: Floats, assignment: Ints) -> tuple[Floats, Floats]:
         """(n, units) share of every unit in the energy, and (n,) log of the summed energy."""
-        log_z = self._log_z(parameters)[np.arange(len(self.units))[None, :], taken]  # (n, units)
-        log_z = np.where(taken == EXACT, -np.inf, log_z)
+        log_z = self._log_z(parameters)[np.arange(len(self.units))[None, :], assignment]  # (n, units)
+        log_z = np.where(assignment == EXACT, -np.inf, log_z)
         top = log_z.max(axis=1, keepdims=True)
         weights = np.exp(log_z - top)
         total = weights.sum(axis=1, keepdims=True)
         return weights / total, (top + np.log(total))[:, 0]
 
-    def _log_kld(self, parameters: Floats, taken: Ints) -> Floats:
-        return np.asarray(_expit(parameters[-1]) * self._shares(parameters, taken)[1])
+    def _log_kld(self, parameters: Floats, assignment: Ints) -> Floats:
+        return np.asarray(_expit(parameters[-1]) * self._shares(parameters, assignment)[1])
 
     def _swap_misfit(self, parameters: Floats) -> Floats:
         """(swaps,) residuals in standard errors."""
@@ -249,16 +250,16 @@ class Surrogate:
 
     def _misfit(self, parameters: Floats, mixes: WholeMixes) -> Floats:
         """(mixes + priors,) residuals in standard errors."""
-        misfit = (self._log_kld(parameters, mixes.taken) - mixes.log_kld) / mixes.spread
+        misfit = (self._log_kld(parameters, mixes.assignment) - mixes.log_kld) / mixes.spread
         return np.concatenate([misfit, self._prior(parameters)])
 
     def _slopes(self, parameters: Floats, mixes: WholeMixes) -> Floats:
         """(mixes + priors, parameters) derivatives of the residuals."""
-        taken = mixes.taken
-        shares, log_energy = self._shares(parameters, taken)
+        assignment = mixes.assignment
+        shares, log_energy = self._shares(parameters, assignment)
         gamma = _expit(parameters[-1])
-        ratio = self._ratio[np.arange(len(self.units))[None, :], taken]  # (n, units)
-        by_role = np.zeros((len(taken), self._roles))
+        ratio = self._ratio[np.arange(len(self.units))[None, :], assignment]  # (n, units)
+        by_role = np.zeros((len(assignment), self._roles))
         np.add.at(by_role.T, self._role, (shares * ratio).T)
         by_gamma = log_energy * gamma * (1 - gamma)
         slopes = np.concatenate([gamma * shares, gamma * by_role, by_gamma[:, None]], axis=1)

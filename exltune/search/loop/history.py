@@ -123,7 +123,7 @@ class History:
 
     def passes(self, rows: int) -> float:
         """What all mixes but the seeds cost, in passes over `rows` rows."""
-        return sum(len(mix.kld_rows) for mix in self.mixes.values() if not mix.source.startswith(SEED)) / rows
+        return sum(len(mix.kld_rows) for mix in self.mixes.values() if not mix.source.startswith(OF_BASELINE)) / rows
 
     def _keep(self, mix: ScoredMix) -> None:
         key = mix_key(mix.choices)
@@ -133,7 +133,7 @@ class History:
 
 
 #: Begin of the source of mixes that come from the methods that the search is compared with.
-SEED = "seed "
+OF_BASELINE = "baseline "
 
 
 def mix_key(choices: Mapping[str, str]) -> MixKey:

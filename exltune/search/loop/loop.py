@@ -15,7 +15,7 @@ from exltune.search.law.surrogate import Surrogate, uniform_mixes
 from exltune.search.loop.history import History
 from exltune.search.loop.ledger import Ledger
 from exltune.search.loop.samplers import Knobs
-from exltune.search.loop.sources import MAKERS, Bench, Idea, Taken
+from exltune.search.loop.sources import SOURCES, Assignment, Bench, Idea
 from exltune.search.problem.problem import SearchProblem
 from exltune.search.solve.exact import solve
 
@@ -27,13 +27,13 @@ _ACCEPT_T = 2.0
 class SearchOptions:
     """passes: model passes over the search set that the loop may spend. batch: mixes proposed in a round.
 
-    sources: makers that take part. refit: whether the law learns from scored mixes.
+    sources: sources that take part. refit: whether the law learns from scored mixes.
     """
 
     passes: float = 48.0
     batch: int = 16
     seed: int = 0
-    sources: tuple[str, ...] = tuple(MAKERS)
+    sources: tuple[str, ...] = tuple(SOURCES)
     refit: bool = True
 
 
@@ -65,13 +65,13 @@ class Search:
         self.problems, self.settings, self.knobs = tuple(problems), settings, knobs
         self.ledger = Ledger(history, rows)
         self.surrogate = Surrogate(self.problems[0])
-        self.held = [self._optimum(problem) for problem in self.problems]
+        self.incumbent = [self._optimum(problem) for problem in self.problems]
         self.rounds: list[Round] = []
         self._begun = len(history.mixes)
 
     def first(self) -> list[Proposal]:
         """The law's first optima: they have to be scored on all rows before anything is compared with them."""
-        ideas = (Idea("exact", number, taken) for number, taken in enumerate(self.held))
+        ideas = (Idea("exact", number, assignment) for number, assignment in enumerate(self.incumbent))
         return self._new(ideas, self.ledger.rows)[: max(math.floor(self._passes_left()), 0)]
 
     def propose(self) -> list[Proposal]:
@@ -83,10 +83,10 @@ class Search:
         if not count:
             return []
         optima = [self._optimum(problem) for problem in self.problems]
-        found = self._new((Idea("exact", number, taken) for number, taken in enumerate(optima)), 1)[:count]
+        found = self._new((Idea("exact", number, assignment) for number, assignment in enumerate(optima)), 1)[:count]
         rng = np.random.default_rng([self.settings.seed, self._begun, len(self.rounds)])
-        bench = Bench(self.surrogate, self.problems, self.held, optima, rng, count, self.knobs)
-        return found + self._in_turn([MAKERS[name](bench) for name in self.settings.sources], found, count)
+        bench = Bench(self.surrogate, self.problems, self.incumbent, optima, rng, count, self.knobs)
+        return found + self._in_turn([SOURCES[name](bench) for name in self.settings.sources], found, count)
 
     def survivors(self, proposals: Sequence[Proposal]) -> list[Proposal]:
         """Of the mixes scored on the first rung the better half of every size, and always the law's optima."""
@@ -117,58 +117,60 @@ class Search:
             sources=dict(Counter(one.idea.source for one in proposals)),
             rank_correlation=float(spearmanr(predicted, measured).statistic) if varied else None,
             log_error=float(np.std(predicted - measured)) if len(pairs) > 1 else None,
-            held_kld=tuple(self._held_kld(number) for number in range(len(self.problems))),
+            incumbent_kld=tuple(self._incumbent_kld(number) for number in range(len(self.problems))),
             gamma=self.surrogate.gamma,
         )
         self.rounds.append(done)
         return done
 
-    def finalists(self, number: int) -> dict[str, Taken]:
+    def finalists(self, number: int) -> dict[str, Assignment]:
         """What the search offers at one size: what it holds, its best score, and the law's own optimum."""
         self._catch_up()
         problem = self.problems[number]
-        found = {"search": self.held[number], "search-law": self._optimum(problem)}
+        found = {"search": self.incumbent[number], "search-law": self._optimum(problem)}
         fitting = self._fitting(number)
         if fitting:
             found["search-best"] = min(fitting, key=lambda pair: float(np.mean(pair[1].kld_rows)))[0]
-        distinct = {taken: name for name, taken in reversed(found.items())}
-        return {name: taken for taken, name in distinct.items()}
+        distinct = {assignment: name for name, assignment in reversed(found.items())}
+        return {name: assignment for assignment, name in distinct.items()}
 
-    def _in_turn(self, makers: list[Iterator[Idea]], found: Sequence[Proposal], count: int) -> list[Proposal]:
-        """New proposals of all makers in turn, until there are `count` with those already found."""
-        taken = {one.idea.taken for one in found}
+    def _in_turn(self, sources: list[Iterator[Idea]], found: Sequence[Proposal], count: int) -> list[Proposal]:
+        """New proposals of all sources in turn, until there are `count` with those already found."""
+        assignment = {one.idea.assignment for one in found}
         fresh: list[Proposal] = []
-        while makers and len(found) + len(fresh) < count:
-            for maker in list(makers):
-                proposal = self._next_new(maker, taken)
+        while sources and len(found) + len(fresh) < count:
+            for source in list(sources):
+                proposal = self._next_new(source, assignment)
                 if proposal is None:
-                    makers.remove(maker)
+                    sources.remove(source)
                     continue
                 fresh.append(proposal)
-                taken.add(proposal.idea.taken)
+                assignment.add(proposal.idea.assignment)
                 if len(found) + len(fresh) >= count:
                     break
         return fresh
 
-    def _next_new(self, maker: Iterator[Idea], taken: set[Taken]) -> Proposal | None:
-        """The maker's next mix that nobody has scored or proposed; None when it runs dry."""
-        for idea in maker:
+    def _next_new(self, source: Iterator[Idea], assignment: set[Assignment]) -> Proposal | None:
+        """The source's next mix that nobody has scored or proposed; None when it runs dry."""
+        for idea in source:
             proposal = self._proposal(idea)
-            new = idea.taken not in taken and not self.ledger.known(proposal.choices)
-            if new and self.problems[idea.problem].within(idea.taken):
+            new = idea.assignment not in assignment and not self.ledger.known(proposal.choices)
+            if new and self.problems[idea.problem].within(idea.assignment):
                 return proposal
             self._tell(proposal)
         return None
 
     def _new(self, ideas: Iterator[Idea], rows: int) -> list[Proposal]:
         """Those that were not scored on so many rows yet, each once."""
-        found = {idea.taken: self._proposal(idea) for idea in ideas}
+        found = {idea.assignment: self._proposal(idea) for idea in ideas}
         return [one for one in found.values() if not self.ledger.known(one.choices, rows)]
 
     def _proposal(self, idea: Idea) -> Proposal:
-        seed = self.problems[idea.problem].seed_of_units(idea.source, idea.taken)
-        size_bytes = self.problems[idea.problem].bytes_of(idea.taken)
-        return Proposal(idea, dict(seed.mix.choices), size_bytes, float(self.surrogate.predict([idea.taken])[0]))
+        candidate = self.problems[idea.problem].candidate_of(idea.source, idea.assignment)
+        size_bytes = self.problems[idea.problem].bytes_of(idea.assignment)
+        return Proposal(
+            idea, dict(candidate.mix.choices), size_bytes, float(self.surrogate.predict([idea.assignment])[0])
+        )
 
     def _tell(self, one: Proposal) -> None:
         """Tell the knobs what their setting's mix scored, if it was scored."""
@@ -193,51 +195,51 @@ class Search:
             self._learn()
 
     def _accept(self, number: int) -> None:
-        """Move to mixes that are better than the held one on the rows beyond the first rung, while one clearly is."""
-        fitting = {taken: np.array(mix.kld_rows) for taken, mix in self._fitting(number)}
-        if self.held[number] not in fitting:
+        """Move to mixes that are better than the incumbent on the rows beyond the first rung, while one clearly is."""
+        fitting = {assignment: np.array(mix.kld_rows) for assignment, mix in self._fitting(number)}
+        if self.incumbent[number] not in fitting:
             if fitting:
-                self.held[number] = min(fitting, key=lambda taken: float(fitting[taken].mean()))
+                self.incumbent[number] = min(fitting, key=lambda assignment: float(fitting[assignment].mean()))
             return
         while True:
-            held, best, gain = fitting[self.held[number]], self.held[number], 0.0
-            for taken, rows in fitting.items():
-                gains = (held - rows)[self.ledger.half : self.ledger.rows]
+            incumbent, best, gain = fitting[self.incumbent[number]], self.incumbent[number], 0.0
+            for assignment, rows in fitting.items():
+                gains = (incumbent - rows)[self.ledger.half : self.ledger.rows]
                 error = float(gains.std(ddof=1)) / math.sqrt(gains.size) if gains.size > 1 else math.inf
                 if gains.size and float(gains.mean()) > max(gain, _ACCEPT_T * error):
-                    best, gain = taken, float(gains.mean())
-            if best == self.held[number]:
+                    best, gain = assignment, float(gains.mean())
+            if best == self.incumbent[number]:
                 return
-            self.held[number] = best
+            self.incumbent[number] = best
 
-    def _fitting(self, number: int) -> list[tuple[Taken, ScoredMix]]:
+    def _fitting(self, number: int) -> list[tuple[Assignment, ScoredMix]]:
         """Mixes of this search scored on all rows that keep a size's budget."""
         problem = self.problems[number]
         found = []
         for mix in self.ledger.history.mixes.values():
-            taken = problem.taken_of(mix.choices)
-            if taken is not None and len(mix.kld_rows) >= self.ledger.rows and problem.within(taken):
-                found.append((taken, mix))
+            assignment = problem.assignment_of(mix.choices)
+            if assignment is not None and len(mix.kld_rows) >= self.ledger.rows and problem.within(assignment):
+                found.append((assignment, mix))
         return found
 
-    def _held_kld(self, number: int) -> float | None:
-        return self.ledger.kld(self._choices(number, self.held[number]))
+    def _incumbent_kld(self, number: int) -> float | None:
+        return self.ledger.kld(self._choices(number, self.incumbent[number]))
 
-    def _choices(self, number: int, taken: Taken) -> dict[str, str]:
-        return dict(self.problems[number].seed_of_units("", taken).mix.choices)
+    def _choices(self, number: int, assignment: Assignment) -> dict[str, str]:
+        return dict(self.problems[number].candidate_of("", assignment).mix.choices)
 
-    def _optimum(self, problem: SearchProblem) -> Taken:
-        taken = solve(problem, self.surrogate.energies())
-        assert taken is not None, "a problem is feasible when it is made"
-        return taken
+    def _optimum(self, problem: SearchProblem) -> Assignment:
+        assignment = solve(problem, self.surrogate.energies())
+        assert assignment is not None, "a problem is feasible when it is made"
+        return assignment
 
     def _learn(self) -> None:
         """Fit the law to the measurement and to every mix that was ever scored."""
-        taken, klds = uniform_mixes(self.problems[0])
+        assignment, klds = uniform_mixes(self.problems[0])
         for mix, kld in self.ledger.scored():
-            options = self.problems[0].taken_of(mix.choices)
+            options = self.problems[0].assignment_of(mix.choices)
             if options is not None:
-                taken.append(options)
+                assignment.append(options)
                 klds.append(kld)
-        held = (self._held_kld(number) for number in range(len(self.problems)))
-        self.surrogate.fit(taken, klds, [kld for kld in held if kld])
+        incumbent = (self._incumbent_kld(number) for number in range(len(self.problems)))
+        self.surrogate.fit(assignment, klds, [kld for kld in incumbent if kld])

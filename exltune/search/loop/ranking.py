@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from exltune.metrics import mean_and_se, paired_difference
-from exltune.schema.baseline import Seed
+from exltune.schema.candidate import Candidate
 from exltune.schema.score import Score
 from exltune.schema.search import Standing
 from exltune.search import History, SearchProblem, Surrogate
@@ -16,16 +16,18 @@ from exltune.search import History, SearchProblem, Surrogate
 SEARCHED = "search"
 
 
-def all_candidates(problem: SearchProblem, seeds: Sequence[Seed], finalists: Mapping[str, Sequence[int]]) -> list[Seed]:
-    """Seeds and the search's finalists, each mix once under its first name; a seed's name comes before a finalist's."""
-    offered = [*seeds, *(problem.seed_of_units(name, taken) for name, taken in finalists.items())]
-    distinct = {tuple(sorted(seed.mix.choices.items())): seed for seed in reversed(offered)}
-    return [seed for seed in offered if distinct[tuple(sorted(seed.mix.choices.items()))] is seed]
+def distinct_candidates(
+    problem: SearchProblem, baselines: Sequence[Candidate], finalists: Mapping[str, Sequence[int]]
+) -> list[Candidate]:
+    """Baselines and the search's finalists, each mix once, a baseline's name before a finalist's."""
+    offered = [*baselines, *(problem.candidate_of(name, assignment) for name, assignment in finalists.items())]
+    distinct = {tuple(sorted(candidate.mix.choices.items())): candidate for candidate in reversed(offered)}
+    return [candidate for candidate in offered if distinct[tuple(sorted(candidate.mix.choices.items()))] is candidate]
 
 
 def standings(
     problem: SearchProblem,
-    candidates: Sequence[Seed],
+    candidates: Sequence[Candidate],
     surrogate: Surrogate,
     history: History | None = None,
     selection: Mapping[str, Score] | None = None,
@@ -35,8 +37,10 @@ def standings(
     selection: scores on the selection set by candidate name; without them the best prediction leads.
     """
     selection = selection or {}
-    rows = [_standing(problem, seed, surrogate, history, selection.get(seed.name)) for seed in candidates]
-    dropped = {seed.name for seed in candidates if selection and seed.name not in selection}
+    rows = [
+        _standing(problem, candidate, surrogate, history, selection.get(candidate.name)) for candidate in candidates
+    ]
+    dropped = {candidate.name for candidate in candidates if selection and candidate.name not in selection}
     ranked = sorted((row for row in rows if row.name not in dropped), key=_order)
     if not selection:
         return ranked
@@ -50,24 +54,24 @@ def _order(row: Standing) -> tuple[bool, float, int]:
 
 
 def _standing(
-    problem: SearchProblem, seed: Seed, surrogate: Surrogate, history: History | None, selection: Score | None
+    problem: SearchProblem, candidate: Candidate, surrogate: Surrogate, history: History | None, selection: Score | None
 ) -> Standing:
-    taken = problem.taken_of(seed.mix.choices)
-    predicted = None if taken is None else float(np.exp(surrogate.predict([taken])[0]))
-    known = history.get(seed.mix.choices) if history is not None else None
+    assignment = problem.assignment_of(candidate.mix.choices)
+    predicted = None if assignment is None else float(np.exp(surrogate.predict([assignment])[0]))
+    known = history.get(candidate.mix.choices) if history is not None else None
     search = mean_and_se(known.kld_rows, 1) if known is not None else None
     fresh = mean_and_se(selection.kl_ref_mix, selection.positions) if selection is not None else None
     return Standing(
-        name=seed.name,
-        choices=seed.mix.choices,
-        size_bytes=seed.size.size_bytes,
-        bpw=seed.size.bpw,
+        name=candidate.name,
+        choices=candidate.mix.choices,
+        size_bytes=candidate.size.size_bytes,
+        bpw=candidate.size.bpw,
         predicted_kld=predicted,
         search_kld=search.mean if search else None,
         search_kld_se=search.se if search else None,
         selection_kld=fresh.mean if fresh else None,
         selection_kld_se=fresh.se if fresh else None,
-        eligible=seed.meets_floors and (problem.fits is None or problem.fits(seed.mix.choices)),
+        eligible=candidate.meets_floors and (problem.fits is None or problem.fits(candidate.mix.choices)),
     )
 
 

@@ -18,7 +18,7 @@ from exltune.search.problem.problem import SearchProblem
 from exltune.search.rules.rules import rules_mix
 
 Floats = npt.NDArray[np.float64]
-Taken = tuple[int, ...]
+Assignment = tuple[int, ...]
 
 #: Sampler name -> made from a seed.
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
@@ -48,7 +48,7 @@ def rule_bits(problem: SearchProblem, rules: Iterable[Heuristics]) -> dict[str, 
     found = {}
     for one in rules:
         bits = rules_mix(problem, one)
-        default = problem.seed("", bits).mix.choices
+        default = problem.candidate("", bits).mix.choices
         found[one.name] = [
             fmean(bits[member] for member in unit.members)
             if unit.members[0] in bits
@@ -84,7 +84,7 @@ class Knobs:
         self._parts = tuple(dict.fromkeys(unit.part for unit in problems[0].units if len(unit.options) > 1))
         self._open: dict[int, Trial] = {}
 
-    def ask(self, energies: Sequence[Floats], optima: Sequence[Taken]) -> Turn:
+    def ask(self, energies: Sequence[Floats], optima: Sequence[Assignment]) -> Turn:
         """A setting on top of the surrogate's energies; optima: the surrogate's own optimum of every problem."""
         trial = self.study.ask()
         self._open[trial.number] = trial

@@ -12,7 +12,7 @@ from exltune.search.loop.samplers import Knobs
 from exltune.search.problem.problem import SearchProblem
 from exltune.search.solve.exact import exchanges, solve
 
-Taken = tuple[int, ...]
+Assignment = tuple[int, ...]
 
 #: Solutions tried for every proposal wanted, before a source is given up for the round.
 _TRIES = 4
@@ -20,12 +20,12 @@ _TRIES = 4
 
 @dataclass(frozen=True)
 class Bench:
-    """What makers work with: the fitted law, the sizes, and the mix that is held at each of them."""
+    """What sources work with: the fitted law, the sizes, and the mix that is incumbent at each of them."""
 
     surrogate: Surrogate
     problems: Sequence[SearchProblem]
-    held: Sequence[Taken]
-    optima: Sequence[Taken]
+    incumbent: Sequence[Assignment]
+    optima: Sequence[Assignment]
     rng: np.random.Generator
     wanted: int
     knobs: Knobs | None = None
@@ -37,29 +37,29 @@ class Idea:
 
     source: str
     problem: int
-    taken: Taken
+    assignment: Assignment
     trial: int | None = None
 
 
 #: Yields ideas, new or not, until it has none.
-Maker = Callable[[Bench], Iterator[Idea]]
+Source = Callable[[Bench], Iterator[Idea]]
 
 
 def thompson(bench: Bench) -> Iterator[Idea]:
     """Exact optima of samples from the law's posterior."""
     for _ in range(_TRIES * bench.wanted):
         for number, problem in enumerate(bench.problems):
-            taken = solve(problem, bench.surrogate.energies(bench.rng))
-            if taken is not None:
-                yield Idea("thompson", number, taken)
+            assignment = solve(problem, bench.surrogate.energies(bench.rng))
+            if assignment is not None:
+                yield Idea("thompson", number, assignment)
 
 
 def exchange(bench: Bench) -> Iterator[Idea]:
-    """One unit of the held mix moved a step, the others paying or gaining at equal bytes."""
+    """One unit of the incumbent mix moved a step, the others paying or gaining at equal bytes."""
     energies = bench.surrogate.energies()
-    for number, (problem, held) in enumerate(zip(bench.problems, bench.held, strict=True)):
-        for taken in exchanges(problem, energies, held, bench.rng, _TRIES * bench.wanted):
-            yield Idea("exchange", number, taken)
+    for number, (problem, incumbent) in enumerate(zip(bench.problems, bench.incumbent, strict=True)):
+        for assignment in exchanges(problem, energies, incumbent, bench.rng, _TRIES * bench.wanted):
+            yield Idea("exchange", number, assignment)
 
 
 def knobs(bench: Bench) -> Iterator[Idea]:
@@ -68,12 +68,12 @@ def knobs(bench: Bench) -> Iterator[Idea]:
     for _ in range(_TRIES * bench.wanted if bench.knobs else 0):
         assert bench.knobs is not None
         turn = bench.knobs.ask(energies, bench.optima)
-        taken = solve(bench.problems[turn.problem], turn.energies)
-        if taken is None:
+        assignment = solve(bench.problems[turn.problem], turn.energies)
+        if assignment is None:
             bench.knobs.tell(turn.trial, None, 0)
         else:
-            yield Idea("knobs", turn.problem, taken, turn.trial)
+            yield Idea("knobs", turn.problem, assignment, turn.trial)
 
 
 #: Ways to propose beside the law's own optimum, by name; a new one is one more function.
-MAKERS: Mapping[str, Maker] = {"thompson": thompson, "exchange": exchange, "knobs": knobs}
+SOURCES: Mapping[str, Source] = {"thompson": thompson, "exchange": exchange, "knobs": knobs}

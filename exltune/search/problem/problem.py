@@ -10,7 +10,7 @@ from itertools import pairwise
 from exltune.budget import SizeModel
 from exltune.errors import BudgetError, UsageError
 from exltune.exl3.codebooks import Codebook
-from exltune.schema.baseline import Seed
+from exltune.schema.candidate import Candidate
 from exltune.schema.inventory import Inventory, Role
 from exltune.schema.measurement import MeasuredGroup, Measurement
 from exltune.schema.mix import Choice, Mix, choice_of_bits
@@ -105,8 +105,10 @@ class SearchProblem:
         """Bytes of all groups at the given bits."""
         return sum(self.sizes.group_bytes(group, bits[group]) for group in self.group_ids)
 
-    def seed(self, name: str, bits: Mapping[str, float], wider: Mapping[str, UnitOption] | None = None) -> Seed:
-        """A seed from the bits of every group; head and cache are the defaults but for what `wider` names by key."""
+    def candidate(
+        self, name: str, bits: Mapping[str, float], wider: Mapping[str, UnitOption] | None = None
+    ) -> Candidate:
+        """A candidate from the bits of every group; head and cache are defaults but for what `wider` names by key."""
         head = self.inventory.head.id
         choices = {group: choice_of_bits(bits[group]) for group in self.group_ids}
         choices |= {head: self.head_choice, **self.extras}
@@ -114,36 +116,36 @@ class SearchProblem:
         head_bits = wider[head].bits if wider and head in wider else self.head_bits
         size = self.sizes.mix_size({**{group: bits[group] for group in self.group_ids}, head: head_bits})
         above = all(bits[group] >= least for group, least in self.floors.items())
-        return Seed(name=name, mix=Mix(name=name, choices=choices), size=size, meets_floors=above)
+        return Candidate(name=name, mix=Mix(name=name, choices=choices), size=size, meets_floors=above)
 
-    def seed_of_units(self, name: str, taken: Sequence[int]) -> Seed:
-        """A seed from the index of every unit's option."""
-        options = {unit: unit.options[index] for unit, index in zip(self.units, taken, strict=True)}
+    def candidate_of(self, name: str, assignment: Sequence[int]) -> Candidate:
+        """A candidate from the index of every unit's option."""
+        options = {unit: unit.options[index] for unit, index in zip(self.units, assignment, strict=True)}
         keys = {member: option for unit, option in options.items() for member in unit.members}
         groups = set(self.group_ids)
         bits = {key: option.bits for key, option in keys.items() if key in groups}
-        return self.seed(name, bits, {key: option for key, option in keys.items() if key not in groups})
+        return self.candidate(name, bits, {key: option for key, option in keys.items() if key not in groups})
 
-    def taken_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None:
+    def assignment_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None:
         """Index of every unit's option in a mix; None where members differ or a choice is no option here."""
-        taken = []
+        assignment = []
         for unit, index in zip(self.units, self._option_index, strict=True):
             found = {choices.get(member) for member in unit.members}
             option = index.get(found.pop() or "") if len(found) == 1 else None
             if option is None:
                 return None
-            taken.append(option)
-        return tuple(taken)
+            assignment.append(option)
+        return tuple(assignment)
 
-    def bytes_of(self, taken: Sequence[int]) -> int:
+    def bytes_of(self, assignment: Sequence[int]) -> int:
         """Bytes of all units at the given options."""
-        return sum(unit.options[index].size_bytes for unit, index in zip(self.units, taken, strict=True))
+        return sum(unit.options[index].size_bytes for unit, index in zip(self.units, assignment, strict=True))
 
-    def within(self, taken: Sequence[int]) -> bool:
+    def within(self, assignment: Sequence[int]) -> bool:
         """Whether a choice of options keeps the budget, and fits."""
-        if self.bytes_of(taken) > self.budget_bytes:
+        if self.bytes_of(assignment) > self.budget_bytes:
             return False
-        return self.fits is None or self.fits(self.seed_of_units("", taken).mix.choices)
+        return self.fits is None or self.fits(self.candidate_of("", assignment).mix.choices)
 
     def head_bits_of(self, choice: Choice) -> float:
         """Bits of the head in a base quant that an option names."""

@@ -92,7 +92,7 @@ def out_of_reach(rules: Heuristics, inventory: Inventory, widths: Sequence[float
     """One warning for every rule that asks for more bits than the highest width has; it gets that width."""
     used = {index for indices in matches(rules, inventory).values() for index in indices}
     return tuple(
-        f"{name_rule(rules, index, name)}: the highest width at hand, {max(widths):g}, is taken instead"
+        f"{name_rule(rules, index, name)}: the highest width at hand, {max(widths):g}, is assignment instead"
         for index, rule in enumerate(rules.rules)
         for name in _LOWER
         if index in used and (getattr(rule, name) or 0) > max(widths)

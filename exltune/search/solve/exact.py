@@ -33,7 +33,7 @@ def solve(problem: SearchProblem, energies: Sequence[Floats], allowed: Allowed |
 
 
 def exchanges(
-    problem: SearchProblem, energies: Sequence[Floats], taken: Sequence[int], rng: np.random.Generator, tries: int
+    problem: SearchProblem, energies: Sequence[Floats], assignment: Sequence[int], rng: np.random.Generator, tries: int
 ) -> list[tuple[int, ...]]:
     """Neighbours of a mix: one unit a step up or down, the others paying or gaining by at most a step each.
 
@@ -41,13 +41,13 @@ def exchanges(
     """
     moves = [
         (number, index + step)
-        for number, (unit, index) in enumerate(zip(problem.units, taken, strict=True))
+        for number, (unit, index) in enumerate(zip(problem.units, assignment, strict=True))
         for step in (-1, 1)
         if 0 <= index + step < len(unit.options)
     ]
     near = [
         range(max(index - 1, 0), min(index + 2, len(unit.options)))
-        for unit, index in zip(problem.units, taken, strict=True)
+        for unit, index in zip(problem.units, assignment, strict=True)
     ]
     found: dict[tuple[int, ...], float] = {}
     for move in rng.permutation(len(moves))[:tries]:

@@ -53,10 +53,10 @@ def solve_knapsack(items: Mapping[str, Sequence[Option]], budget_bytes: int) -> 
     rows = np.repeat(np.arange(len(items)), [len(options) for options in items.values()])
     while True:
         kept = _promising(costs, sizes, rows, capacity)
-        taken = [int(kept[i]) for i in _solve(costs[kept], sizes[kept], rows[kept], capacity)]
-        overshoot = sum(extra[i] for i in taken) - spare
+        assignment = [int(kept[i]) for i in _solve(costs[kept], sizes[kept], rows[kept], capacity)]
+        overshoot = sum(extra[i] for i in assignment) - spare
         if overshoot <= 0:
-            return {flat[i][0]: flat[i][1].choice for i in taken}
+            return {flat[i][0]: flat[i][1].choice for i in assignment}
         capacity -= math.ceil(overshoot / unit)
 
 
@@ -100,7 +100,7 @@ def _filled(mix: Ints, costs: Floats, sizes: Floats, rows: Ints, capacity: int) 
 
 
 def _solve(costs: Floats, sizes: Floats, rows: Ints, capacity: int) -> list[int]:
-    """Indices of the options taken: one for every item, sizes within capacity. rows: item of each option."""
+    """Indices of the options assignment: one for every item, sizes within capacity. rows: item of each option."""
     count, items = len(costs), int(rows[-1]) + 1
     lowest = np.full(items, np.inf)
     np.minimum.at(lowest, rows, costs)

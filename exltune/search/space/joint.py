@@ -38,13 +38,13 @@ class GroupsBudget:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best mix for one use by prediction. taken: options of the law's units, EXACT for an unquantized cache.
+    """The best mix for one use by prediction. assignment: options of the law's units, EXACT for an unquantized cache.
 
     predicted_kld: KL(reference‖mix), nats/token. budget: what its weights were limited by.
     """
 
     cache: CacheBits
-    taken: tuple[int, ...]
+    assignment: tuple[int, ...]
     choices: Mapping[str, Choice]
     size: MixSize
     head_bits: float
@@ -135,18 +135,18 @@ class Joint:
         """The exact optimum of weights and head beside use.cache. Raises: BudgetError, UsageError."""
         budget = groups_budget(self.profile, self.widths, limits, use, self.head_bits)
         problem, best = self._solve(limits, use, budget)
-        taken = self._with_cache(best, use.cache)
-        seed = problem.seed_of_units("", best)
-        choices = {key: choice for key, choice in seed.mix.choices.items() if key not in (CACHE_K, CACHE_V)}
+        assignment = self._with_cache(best, use.cache)
+        candidate = problem.candidate_of("", best)
+        choices = {key: choice for key, choice in candidate.mix.choices.items() if key not in (CACHE_K, CACHE_V)}
         if use.cache.quantized:
             choices |= {CACHE_K: str(use.cache.k), CACHE_V: str(use.cache.v)}
         return Optimum(
             cache=use.cache,
-            taken=taken,
+            assignment=assignment,
             choices=choices,
-            size=seed.size,
+            size=candidate.size,
             head_bits=problem.head_bits_of(choices[problem.inventory.head.id]),
-            predicted_kld=float(np.exp(self.law.predict([taken])[0])),
+            predicted_kld=float(np.exp(self.law.predict([assignment])[0])),
             budget=budget,
         )
 
@@ -172,14 +172,14 @@ class Joint:
         return [best[size][1] for size in sorted(best, reverse=True)]
 
     def _cache_energy(self, cache: CacheBits) -> float:
-        taken = self._with_cache([0] * len(self.problem.units), cache)
+        assignment = self._with_cache([0] * len(self.problem.units), cache)
         numbers = (n for n, unit in enumerate(self.problem.units) if unit.id in self._caches)
-        return sum(float(self._energies[n][taken[n]]) for n in numbers if taken[n] != EXACT)
+        return sum(float(self._energies[n][assignment[n]]) for n in numbers if assignment[n] != EXACT)
 
-    def _with_cache(self, taken: Sequence[int], cache: CacheBits) -> tuple[int, ...]:
+    def _with_cache(self, assignment: Sequence[int], cache: CacheBits) -> tuple[int, ...]:
         """The options with the cache's in their place. Raises: UsageError for a cache that was not measured."""
         asked = {CACHE_K: cache.k, CACHE_V: cache.v}
-        found = list(taken)
+        found = list(assignment)
         for number, unit in enumerate(self.problem.units):
             if unit.id in self._caches and cache.quantized:
                 if asked[unit.id] not in self._caches[unit.id]:

@@ -6,7 +6,7 @@ from exltune.schema.base import Record
 from exltune.schema.mix import Mix, MixSize
 
 
-class Seed(Record):
+class Candidate(Record):
     """A method's mix with its size; predicted_kld_nats is a prediction of KL(reference‖mix) in nats/token.
 
     meets_floors: whether it keeps the floors that the user demands; one that does not is compared, never handed over.
