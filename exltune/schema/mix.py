@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from exltune.schema.base import Record
 
 #: Where a group's weights come from: a base quant named by its bits ("2", "2.5", "3"), REFERENCE, or any other
@@ -22,9 +24,19 @@ CACHE_CHOICES: tuple[Choice, ...] = ("2", "3", "4", "5", "6", "7", "8", REFERENC
 CacheChoice = tuple[Choice, Choice]
 
 
+#: A mix by its choices alone, to look it up by.
+MixKey = tuple[tuple[str, Choice], ...]
+
+
 def choice_of_bits(bits: float) -> Choice:
     """Name of the base quant at a bit width: 3.0 -> "3", 2.5 -> "2.5"."""
     return f"{bits:g}"
+
+
+def mix_key(choices: Mapping[str, Choice]) -> MixKey:
+    """As Mix.key."""
+    cache = (CACHE_K, CACHE_V)
+    return tuple((key, choice) for key, choice in sorted(choices.items()) if key not in cache or choice != REFERENCE)
 
 
 class Mix(Record):
@@ -35,6 +47,11 @@ class Mix(Record):
 
     name: str
     choices: dict[str, Choice]
+
+    @property
+    def key(self) -> MixKey:
+        """Its choices alone; an unquantized cache is the same as none."""
+        return mix_key(self.choices)
 
     @property
     def cache(self) -> CacheChoice:

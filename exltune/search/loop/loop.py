@@ -51,7 +51,8 @@ class Search:
     """One search over problems that share their units and differ in budget.
 
     rows: of the search set. Mixes are scored on its first half; the better half of a round goes on to the rest, which
-    are fresh rows to whatever proposed it. The caller scores and adds to the history, shared with other workers.
+    are fresh rows to whatever proposed it. The caller scores and adds to the history. The same scores lead to the same
+    mixes, so that a search that was killed runs again to where it was, as long as its scores were kept.
     """
 
     def __init__(
@@ -187,8 +188,7 @@ class Search:
         return (count * half + going_on * (rows - half)) / rows
 
     def _catch_up(self) -> None:
-        """Take in what other workers and earlier runs have scored."""
-        self.ledger.history.refresh()
+        """Move to better mixes and learn from all that were scored since."""
         for number in range(len(self.problems)):
             self._accept(number)
         if self.settings.refit:
