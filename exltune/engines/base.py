@@ -152,6 +152,14 @@ class Engine(Protocol):
         """
         ...
 
+    def add_quants(self, quants: Mapping[Choice, Path]) -> None:
+        """Make further base quants known: choice -> EXL3 directory, each opened when a mix first needs it.
+
+        A choice that is known with another path gets the new one, and what was kept of the old one is forgotten; the
+        same path changes nothing. "16" is always the reference and is passed over.
+        """
+        ...
+
     def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
         """Rows of `length` tokens whose hidden states fit into the engine's memory; 0 if not even one row does.
 

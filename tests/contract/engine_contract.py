@@ -14,7 +14,7 @@ from tiny_models import VOCAB, TinyModel
 from torch import Tensor
 
 from exltune.engines import Engine
-from exltune.errors import DataError, NotAModelError, UsageError
+from exltune.errors import DataError, ExltuneError, NotAModelError, UsageError
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix
 from exltune.schema.score import Score
 
@@ -22,6 +22,9 @@ Open = Callable[[TinyModel], Engine]
 
 #: What one token at another expert may do to a row's mean, in nats/token.
 _STRAY = 0.2
+
+#: A dense linear of the tiny Glm4Moe.
+_DOWN = "model.layers.0.mlp.down_proj"
 
 
 def uniform(model: TinyModel, choice: str, **changes: str) -> Mix:
@@ -182,6 +185,41 @@ class ScoreContract:
         with pytest.raises(UsageError, match=r"choices without a quant: \['7'\]"):
             engine.score([uniform(tiny_moe, "7")], tokens)
 
+    def test_quants_can_be_added(self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor) -> None:
+        mixes = [uniform(tiny_moe, "3"), *random_mixes(tiny_moe, 2)]
+        expected = open_engine(tiny_moe).score(mixes, tokens)
+        engine = open_engine(replace(tiny_moe, quants={"2": tiny_moe.quants["2"]}))
+        with pytest.raises(UsageError, match=r"choices without a quant: \['3'\]"):
+            engine.score(mixes, tokens)
+        engine.add_quants({"3": tiny_moe.quants["3"]})
+        assert engine.score(mixes, tokens) == expected
+        assert engine.rfn("3", [_DOWN]) == open_engine(tiny_moe).rfn("3", [_DOWN])
+
+    def test_an_added_quant_replaces_another_of_its_name(
+        self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor
+    ) -> None:
+        engine = open_engine(tiny_moe)
+        two, three = engine.score([uniform(tiny_moe, "2"), uniform(tiny_moe, "3")], tokens)
+        assert two.kl_ref_mix != three.kl_ref_mix
+        for path, expected in ((tiny_moe.quants["2"], two), (tiny_moe.quants["3"], three)):
+            engine.add_quants({"2": path})
+            (found,) = engine.score([uniform(tiny_moe, "2")], tokens)
+            assert found.kl_ref_mix == expected.kl_ref_mix
+        assert engine.score([uniform(tiny_moe, "3")], tokens)[0].kl_ref_mix == three.kl_ref_mix
+        assert engine.rfn("2", [_DOWN]) == engine.rfn("3", [_DOWN])
+
+    def test_an_added_quant_is_opened_when_a_mix_needs_it(
+        self, tiny_moe: TinyModel, open_engine: Open, tokens: Tensor, tmp_path: Path
+    ) -> None:
+        engine = open_engine(tiny_moe)
+        engine.add_quants({"7": tmp_path / "7", REFERENCE: tmp_path / "no reference"})
+        assert sum(engine.score([uniform(tiny_moe, REFERENCE)], tokens)[0].kl_ref_mix) == 0
+        with pytest.raises(ExltuneError, match="7"):
+            engine.score([uniform(tiny_moe, "7")], tokens)
+        engine.add_quants({"7": tiny_moe.quants["2"]})
+        seven, two = engine.score([uniform(tiny_moe, "7"), uniform(tiny_moe, "2")], tokens)
+        assert seven.kl_ref_mix == two.kl_ref_mix
+
     def test_ids_must_be_in_the_vocabulary(self, tiny_moe: TinyModel, open_engine: Open) -> None:
         with pytest.raises(DataError, match="vocabulary has 256"):
             open_engine(tiny_moe).score([uniform(tiny_moe, "2")], torch.tensor([[1, VOCAB]]))
@@ -238,10 +276,9 @@ class ScoreContract:
 
     def test_rfn_is_the_relative_error_of_a_weight(self, tiny_moe: TinyModel, open_engine: Open) -> None:
         engine = open_engine(tiny_moe)
-        key = "model.layers.0.mlp.down_proj"
-        errors = engine.rfn("2", [key])
-        assert list(errors) == [key]
-        assert errors[key] == pytest.approx(0.1, rel=0.05)
+        errors = engine.rfn("2", [_DOWN])
+        assert list(errors) == [_DOWN]
+        assert errors[_DOWN] == pytest.approx(0.1, rel=0.05)
         assert set(engine.rfn(REFERENCE).values()) == {0.0}
 
 

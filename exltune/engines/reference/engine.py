@@ -79,6 +79,10 @@ class ReferenceEngine:
         self.stats.total_seconds = perf_counter() - start
         return scores
 
+    def add_quants(self, quants: Mapping[Choice, Path]) -> None:
+        """As Engine.add_quants."""
+        self.store.add(quants)
+
     def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
         """As Engine.rows_at_once."""
         states = peak_states(build_tree(mixes, self.inventory).layers)
