@@ -22,11 +22,11 @@ from exltune.inventory import load_inventory
 from exltune.pipeline.demo import DEMO_DATA, DEMO_MODEL
 from exltune.pipeline.evaluation.compare import CompareOptions, Side, compare
 from exltune.pipeline.evaluation.peers import peers
-from exltune.pipeline.quants.base_quants import find_base_quants, head_source
 from exltune.pipeline.quants.build import build
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.recipe import Recipe
 from exltune.search import smallest_strategy_at_least
+from exltune.store.quants.base_quants import find_base_quants, head_source
 from exltune.store.records import write_recipe
 
 

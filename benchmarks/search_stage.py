@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from exltune.budget import Limits
+from exltune.corpora.dealing import ids, token_sets
 from exltune.engines.base import AUTO, Engine, Progress, open_engine
 from exltune.inventory import read_config
 from exltune.measure import Budget
@@ -21,7 +22,6 @@ from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.demo import DEMO_DATA
 from exltune.pipeline.measurement.measure import measure
 from exltune.pipeline.quants.quantize import QuantizeOptions, quantize
-from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import Mix
 from exltune.schema.score import Score

@@ -127,7 +127,7 @@ def texts(
     seed: int,
 ) -> DataOptions:
     """Settings of the token sets from the options of that name. Raises: UsageError."""
-    from exltune.pipeline.texts.token_sets import data_options_of
+    from exltune.corpora.dealing import data_options_of
 
     return data_options_of(
         data or [],

@@ -11,8 +11,8 @@ from exltune.search.law.surrogate import Surrogate
 from exltune.search.loop.history import OF_BASELINE, History
 from exltune.search.loop.loop import Proposal, Search, SearchOptions
 from exltune.search.loop.samplers import SAMPLERS, Knobs, rule_bits, sampler
-from exltune.search.loop.study import knob_study, open_storage, storage_errors
 from exltune.search.loop.sources import SOURCES
+from exltune.search.loop.study import knob_study, open_storage, storage_errors
 from exltune.search.problem.pairs import unfused
 from exltune.search.problem.problem import SearchProblem, Unit, UnitOption, cache_unit, head_unit, search_problem
 from exltune.search.rules.floors import floors

@@ -13,7 +13,7 @@ from exltune.metrics import score_from_rows
 from exltune.schema.probe import Merged, ProbeContext, ProbedMix, StoredProbe, StoredSet, Swap
 from exltune.store.database import Database
 from exltune.store.probe_tables import contexts, mixes, scores, token_rows
-from exltune.store.probes import context_key, content_key, packed_sums, rows_key, score_sums, split_rows, unpacked
+from exltune.store.probes import content_key, context_key, packed_sums, rows_key, score_sums, split_rows, unpacked
 
 _PROBES = (
     select(contexts.c.content, mixes.c.content, scores, token_rows.c.rows, token_rows.c.row_length)

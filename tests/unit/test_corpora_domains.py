@@ -9,9 +9,9 @@ from chat_models import chats, words, write_chat_tokenizer, write_jsonl
 
 from exltune.cli import options, repeat_data_option
 from exltune.corpora import TokenSet
+from exltune.corpora.dealing import data_options_of, data_source, read_samples, token_sets
 from exltune.errors import DataError, UsageError
 from exltune.pipeline.common.commands import data_words
-from exltune.pipeline.texts.token_sets import data_options_of, data_source, read_samples, token_sets
 from exltune.schema.tokens import DataOptions, Split, Texts
 
 ROW = 32

@@ -10,9 +10,9 @@ from pathlib import Path
 from exltune import __version__
 from exltune.corpora import TokenSet
 from exltune.inventory import model_fingerprint
-from exltune.pipeline.common.reference import reference_quant
 from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataOptions
+from exltune.store.quants.reference import reference_quant
 from exltune.store.records import canonical
 
 #: Packages that store, report and parse; the code of all others decides results.

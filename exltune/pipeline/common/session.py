@@ -14,7 +14,6 @@ from exltune.corpora import TokenSet
 from exltune.engines.base import AUTO, Engine, Resources, open_engine
 from exltune.errors import UsageError
 from exltune.inventory import load_inventory, model_fingerprint, read_config
-from exltune.pipeline.common.reference import reference_quant
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice
@@ -25,13 +24,14 @@ from exltune.store.content import MixContent
 from exltune.store.database import Database
 from exltune.store.identity import scoring_versions
 from exltune.store.names import user_scores
+from exltune.store.quants.reference import reference_quant
 from exltune.store.score_cache import ScoreCache
 
 if TYPE_CHECKING:
     import torch
 
     from exltune.engines.ray.options import RayOptions
-    from exltune.pipeline.quants.quant_dirs import BaseQuant
+    from exltune.store.quants.directories import BaseQuant
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def use(self, *, quants: Path, store: str | Path) -> None:
+        """Where base quants and scores lie. Raises: UsageError once others were opened."""
+        if self.__dict__.keys() & {"base_quants", "scores"}:
+            raise UsageError("the session has opened other base quants or scores", fix="Take a session of its own")
+        self.quants_dir, self.store = quants, store
+
     def close(self) -> None:
         """Let go of workers."""
         self._open.close()
@@ -109,20 +115,20 @@ class Session:
     @cached_property
     def token_sets(self) -> Mapping[Split, TokenSet]:
         """The four token sets. Raises: DataError."""
-        from exltune.pipeline.texts.token_sets import token_sets
+        from exltune.corpora.dealing import token_sets
 
         return token_sets(self.data, self.model)
 
     def ids(self, split: Split) -> torch.Tensor:
         """Token ids (rows, T) int64 of a set, as engines take them."""
-        from exltune.pipeline.texts.token_sets import ids
+        from exltune.corpora.dealing import ids
 
         return ids(self.token_sets[split])
 
     @cached_property
     def base_quants(self) -> tuple[BaseQuant, ...]:
         """The base quants by ascending bits; the engine knows them from then on. Raises: as find_base_quants."""
-        from exltune.pipeline.quants.base_quants import find_base_quants, paths_of
+        from exltune.store.quants.base_quants import find_base_quants, paths_of
 
         if self.quants_dir is None:
             raise UsageError("this needs base quants", fix="Give the session the folder of `quants`")
@@ -139,7 +145,8 @@ class Session:
             return opened
         from exltune.engines.ray.engine import RayEngine
 
-        return self._open.enter_context(RayEngine(opened, options.resources, options.ray, self.reporter.remark))
+        remote = RayEngine(opened, options.resources, options.ray, scoring_versions, self.reporter.remark)
+        return self._open.enter_context(remote)
 
     @cached_property
     def _content(self) -> MixContent:

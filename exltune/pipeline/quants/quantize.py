@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exltune.build import assemble_quant
-from exltune.engines.base import AUTO, Converter, ConvertJob, Engine, Progress, Resources, open_engine
+from exltune.corpora.dealing import ids
+from exltune.engines.base import Converter, ConvertJob, Engine, Progress
 from exltune.errors import (
     CorruptFileError,
     DataError,
@@ -22,23 +23,22 @@ from exltune.errors import (
 from exltune.exl3.codebooks import Codebook, check_bits
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
-from exltune.inventory import check_same_model, load_unquantized, model_fingerprint
-from exltune.pipeline.common.jobs import job_hash, provenance
-from exltune.pipeline.common.reporter import Reporter, Silent
-from exltune.pipeline.quants.quant_dirs import BaseQuant, check_weights_of, quant_dirs, read_base_quant
-from exltune.pipeline.texts.token_sets import ids, token_sets
+from exltune.inventory import check_same_model, load_unquantized
+from exltune.pipeline.common.jobs import job_hash
+from exltune.pipeline.common.reporter import Reporter
+from exltune.pipeline.common.session import Session
 from exltune.quantize import TensorJob, all_jobs, check_weights, quantize_tensors
 from exltune.schema.inventory import Inventory
 from exltune.schema.provenance import Provenance
-from exltune.schema.quant import QuantRecord, TensorErrors
-from exltune.schema.tokens import DataOptions, Split
+from exltune.schema.quant import DEFAULT_HEAD_BITS, QuantRecord, TensorErrors
+from exltune.schema.tokens import Split
 from exltune.store.files import exclusive, new_directory
 from exltune.store.names import RECORD
+from exltune.store.quants.directories import BaseQuant, check_weights_of, quant_dirs, read_base_quant
 from exltune.store.records import read_record, write_record
 from exltune.store.tensors import TensorStore
 
 DEFAULT_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-DEFAULT_HEAD_BITS = 6.0
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,7 @@ class QuantizeOptions:
         return f"{bits:g}bpw_H{self.head_of(bits):g}{f'_hq{self.hq}' if self.hq else ''}"
 
 
-def quantize(
-    model: Path,
-    out: Path,
-    settings: QuantizeOptions,
-    data: DataOptions,
-    *,
-    engine: str = AUTO,
-    devices: tuple[int, ...] = (),
-    force: bool = False,
-    reporter: Reporter | None = None,
-) -> list[Path]:
+def quantize(session: Session, out: Path, settings: QuantizeOptions, *, force: bool = False) -> list[Path]:
     """Write one EXL3 directory for each width into `out`; those that are there already are kept, whatever their names.
 
     What others made of this model is taken as it is, head and all, unless force is given.
@@ -97,14 +87,11 @@ def quantize(
     QuantMismatchError for one that others made of another model or with another codebook,
     DataError, ModelError, and what the engine raises.
     """
-    reporter = reporter or Silent()
-    settings.check()
-    load_unquantized(model)
-    opened = open_engine(engine, model, resources=Resources(devices))
+    reporter, opened = session.reporter, _engine(session, settings)
     if settings.hq and not isinstance(opened, Converter):
         raise UsageError(f"engine {opened.name} has no --hq", fix="Leave it out, or take --engine exllamav3")
     with exclusive(out):
-        run = _Run(opened, out, settings, data)
+        run = _Run(session, out, settings)
         taken = {} if force or settings.hq else run.made_elsewhere(reporter)
         missing = run.missing(force, taken)
         if missing:
@@ -122,14 +109,20 @@ def quantize(
     return [taken[bits].path if bits in taken else out / settings.directory(bits) for bits in settings.widths]
 
 
+def _engine(session: Session, settings: QuantizeOptions) -> Engine:
+    """The engine, once it is known that there is something to do with it."""
+    settings.check()
+    load_unquantized(session.model)
+    return session.engine
+
+
 class _Run:
     """One quantization with its token set, its job hash and its store of finished tensors."""
 
-    def __init__(self, engine: Engine, out: Path, settings: QuantizeOptions, data: DataOptions) -> None:
-        self.engine, self.out, self.settings, self.data = engine, out, settings, data
-        self.tokens = token_sets(data, engine.model_dir)[Split.CALIBRATION]
-        fingerprint = model_fingerprint(engine.model_dir)
-        self.job = job_hash("quantize", fingerprint, self.tokens.info.sha256, settings.codebook, engine.name)
+    def __init__(self, session: Session, out: Path, settings: QuantizeOptions) -> None:
+        self.session, self.engine, self.out, self.settings = session, session.engine, out, settings
+        self.tokens, engine = session.token_sets[Split.CALIBRATION], session.engine
+        self.job = job_hash("quantize", session.fingerprint(), self.tokens.info.sha256, settings.codebook, engine.name)
         self.store = TensorStore(out / ".exltune" / self.job[:16])
 
     @property
@@ -268,4 +261,4 @@ class _Run:
         )
 
     def _provenance(self) -> Provenance:
-        return provenance(self.engine.model_dir, self.engine.name, self.tokens, self.data)
+        return self.session.provenance(Split.CALIBRATION)

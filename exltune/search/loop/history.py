@@ -14,8 +14,8 @@ OF_BASELINE = "baseline "
 class History:
     """Scored mixes of one search by their choices: the longest score of every mix.
 
-    A mix has as many rows as were scored, counted from the first of the search set. It lives as long as the search: what
-    outlives a kill is the score cache, out of which the same search takes the same scores again.
+    A mix has as many rows as were scored, counted from the first of the search set. It lives as long as the search:
+    the score cache outlives a kill, and out of it the same search takes the same scores again.
     """
 
     def __init__(self) -> None:

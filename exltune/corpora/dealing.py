@@ -81,12 +81,12 @@ def ids(tokens: TokenSet) -> torch.Tensor:
     return torch.from_numpy(tokens.ids)
 
 
-def check_tokens(tokens: TokenSet, expected: str | None, where: Path) -> None:
+def check_tokens(tokens: TokenSet, expected: str | None, where: str) -> None:
     """Check that texts are still what they were. Raises: DataError."""
     if expected is not None and tokens.info.sha256 != expected:
         raise DataError(
             "the texts or the tokenizer have changed since this file was written",
-            where=str(where),
+            where=where,
             fix="Bring the old texts back, or measure again",
         )
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from exltune.budget import SizeModel
 from exltune.corpora import check_same_tokenizer
 from exltune.errors import QuantMismatchError
-from exltune.inventory import check_same_model, load_inventory, model_fingerprint
+from exltune.inventory import check_same_model, load_inventory
 from exltune.measure import QuantSizes
-from exltune.pipeline.quants.quant_dirs import BaseQuant, check_weights_of, quant_dirs, read_base_quant
-from exltune.pipeline.quants.quantize import DEFAULT_HEAD_BITS
-from exltune.pipeline.quants.reference_checks import made_from, refuse_finer
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice
+from exltune.schema.quant import DEFAULT_HEAD_BITS
+from exltune.store.quants.directories import BaseQuant, check_weights_of, quant_dirs, read_base_quant
+from exltune.store.quants.reference_checks import made_from, refuse_finer
 
 __all__ = ["BaseQuant", "find_base_quants", "head_source", "paths_of", "quant_sizes"]
 
@@ -64,7 +64,9 @@ def head_source(quants: Iterable[BaseQuant], head_bits: float | None) -> BaseQua
     return fitting[0]
 
 
-def quant_sizes(inventory: Inventory, quants: Sequence[BaseQuant], head_bits: float) -> list[QuantSizes]:
+def quant_sizes(
+    inventory: Inventory, quants: Sequence[BaseQuant], head_bits: float, fingerprint: Callable[[Path], str]
+) -> list[QuantSizes]:
     """What a measurement notes of its base quants; sizes are those of mixes with one head of `head_bits`."""
     sizes = SizeModel(inventory, quants[0].codebook)
     result = []
@@ -74,7 +76,7 @@ def quant_sizes(inventory: Inventory, quants: Sequence[BaseQuant], head_bits: fl
             QuantSizes(
                 choice=quant.choice,
                 path=quant.path.resolve(),
-                sha256=model_fingerprint(quant.path),
+                sha256=fingerprint(quant.path),
                 bits=quant.bits,
                 bpw=total.bpw,
                 size_bytes=total.size_bytes,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from exltune.errors import QuantMismatchError
 from exltune.inventory import model_fingerprint
-from exltune.pipeline.common.reference import reference_quant
+from exltune.store.quants.reference import reference_quant
 
 
 class _Quant(Protocol):
