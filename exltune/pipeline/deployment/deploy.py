@@ -31,6 +31,7 @@ from exltune.publish.tabby_files import (
     model_config_text,
 )
 from exltune.publish.tabby_tokens import TOKENS, copy_tokens, write_new_tokens
+from exltune.schema.defaults import DEFAULT_CHUNK, DEFAULT_SLOTS
 from exltune.schema.deploy import Deployment, DeployReport, DraftSettings, TabbySettings
 from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Overheads, SizeUnit, Use
 from exltune.schema.plan import Plan
@@ -63,8 +64,8 @@ class Wish:
     gpus: tuple[int, ...]
     context: int | None = None
     cache: CacheBits | None = None
-    chunk: int = 2048
-    slots: int = 16
+    chunk: int = DEFAULT_CHUNK
+    slots: int = DEFAULT_SLOTS
     split: Split = Split()
     offload_layers: int = 0
     draft: DraftOptions | None = None

@@ -12,7 +12,8 @@ from exltune.exl3.directory import QuantDir
 from exltune.inventory import read_config
 from exltune.pipeline.deployment.plan import plan
 from exltune.schema.deploy import DraftMode, DraftSettings
-from exltune.schema.hardware import FP16_BITS, FP16_CACHE, Use
+from exltune.schema.hardware import FP16_CACHE, Use
+from exltune.schema.mix import UNQUANTIZED_BITS
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
@@ -62,7 +63,9 @@ def _mtp_bytes(source: Path, context: int) -> int:
             f"--mtp: {source} holds no MTP layer",
             fix="exltune's quants leave it out, and exllamav3 drops that of GLM-4.5 to 4.7: give --draft or --ngram",
         )
-    return sum(sizes) + max(cache_bytes([layer.cache], context, FP16_BITS, FP16_BITS) for layer in profile.layers)
+    return sum(sizes) + max(
+        cache_bytes([layer.cache], context, UNQUANTIZED_BITS, UNQUANTIZED_BITS) for layer in profile.layers
+    )
 
 
 def _of_mtp(name: str, layers: int) -> bool:

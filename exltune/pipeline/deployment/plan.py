@@ -24,14 +24,15 @@ from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.inventory import load_inventory, read_config
 from exltune.pipeline.optimization.recipe_model import config_of_recipe
+from exltune.schema.defaults import DEFAULT_HEAD_BITS
 from exltune.schema.hardware import Readings, SizeUnit, Use
+from exltune.schema.mix import UNQUANTIZED_BITS
 from exltune.schema.plan import Plan
 from exltune.store.records import read_recipe, read_record
 
-_HEAD_BITS = 6.0
 _CODEBOOK: Codebook = "mul1"
 _RECIPES = (".yaml", ".yml")
-_BIT_WIDTHS = (*INTEGER_BITS, *HALF_BITS, 16)
+_BIT_WIDTHS = (*INTEGER_BITS, *HALF_BITS, UNQUANTIZED_BITS)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _question(source: Path, limits: Limits, use: Use, asked: Asked, model: Path 
 
 def _of_config(config: Mapping[str, Any], where: Path, limits: Limits, use: Use, asked: Asked) -> Question:
     profile = model_profile(config, _CODEBOOK, str(where))
-    head_bits = _HEAD_BITS if asked.head_bits is None else asked.head_bits
+    head_bits = DEFAULT_HEAD_BITS if asked.head_bits is None else asked.head_bits
     _check_width("--head-bits", head_bits)
     weights = None if asked.bits is None else weights_of_bits(profile, asked.bits, head_bits)
     return Question(profile, limits, use, weights, head_bits)
@@ -111,7 +112,7 @@ def _of_recipe(source: Path, limits: Limits, use: Use, model: Path | None) -> Qu
         if width not in _BIT_WIDTHS:
             known = ", ".join(f"{found:g}" for found in sorted(_BIT_WIDTHS))
             raise RecipeError(f"{key} has {width:g} bits, which do not exist", where=str(source), fix=f"Known: {known}")
-    head_bits = recipe.head_bits or _HEAD_BITS
+    head_bits = recipe.head_bits or DEFAULT_HEAD_BITS
     return Question(profile, limits, use, linear_weights(profile, bits, head_bits), head_bits)
 
 

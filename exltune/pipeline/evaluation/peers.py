@@ -26,7 +26,7 @@ from exltune.pipeline.quants.base_quants import BaseQuant, find_base_quants, hea
 from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.inventory import Inventory, Role
-from exltune.schema.mix import REFERENCE, Choice, Mix, MixSize, choice_of_bits
+from exltune.schema.mix import REFERENCE, UNQUANTIZED_BITS, Choice, Mix, MixSize, choice_of_bits
 from exltune.schema.peers import Match, Peer, PeerMethod, PeersResult
 from exltune.schema.score import Score
 from exltune.schema.tokens import DataOptions, Split
@@ -189,7 +189,10 @@ class _Table:
 
     def _matches(self, kind: _Kind, size: MixSize) -> list[tuple[Mix, MixSize, bool]]:
         found = []
-        for head_kept, bits, choice in ((False, self.head.head_bits, self.head.choice), (True, 16.0, REFERENCE)):
+        for head_kept, bits, choice in (
+            (False, self.head.head_bits, self.head.choice),
+            (True, UNQUANTIZED_BITS, REFERENCE),
+        ):
             mix = self._within(size.size_bytes, bits, choice)
             if mix is None:
                 told = "in fp16" if head_kept else f"of {bits:g} bits"

@@ -12,8 +12,8 @@ from exltune.errors import QuantMismatchError
 from exltune.inventory import check_same_model, load_inventory, model_fingerprint
 from exltune.measure import QuantSizes
 from exltune.pipeline.quants.quant_dirs import BaseQuant, check_weights_of, quant_dirs, read_base_quant
-from exltune.pipeline.quants.quantize import DEFAULT_HEAD_BITS
 from exltune.pipeline.quants.reference_checks import made_from, refuse_finer
+from exltune.schema.defaults import DEFAULT_HEAD_BITS
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice
 

@@ -28,6 +28,7 @@ from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.quants.quant_dirs import BaseQuant, check_weights_of, quant_dirs, read_base_quant
 from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.quantize import TensorJob, all_jobs, check_weights, quantize_tensors
+from exltune.schema.defaults import DEFAULT_HEAD_BITS, DEFAULT_WIDTHS
 from exltune.schema.inventory import Inventory
 from exltune.schema.provenance import Provenance
 from exltune.schema.quant import QuantRecord, TensorErrors
@@ -36,9 +37,6 @@ from exltune.store.files import exclusive, new_directory
 from exltune.store.names import RECORD
 from exltune.store.records import read_record, write_record
 from exltune.store.tensors import TensorStore
-
-DEFAULT_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-DEFAULT_HEAD_BITS = 6.0
 
 
 @dataclass(frozen=True)

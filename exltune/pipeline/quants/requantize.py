@@ -20,18 +20,16 @@ from exltune.inventory import load_unquantized, model_fingerprint
 from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.quants.build import check_planned
-from exltune.pipeline.quants.quantize import DEFAULT_HEAD_BITS
 from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.quantize import TensorJob, check_weights, quantize_tensors
-from exltune.schema.mix import MixSize
+from exltune.schema.defaults import DEFAULT_HEAD_BITS
+from exltune.schema.mix import UNQUANTIZED_BITS, MixSize
 from exltune.schema.recipe import Recipe
 from exltune.schema.tokens import DataOptions, Split
 from exltune.store.files import new_directory
 from exltune.store.names import RECIPE
 from exltune.store.records import read_recipe, write_recipe
 from exltune.store.tensors import TensorStore
-
-_UNQUANTIZED = 16
 
 
 def requantize(
@@ -87,7 +85,7 @@ class _Run:
 
     def check(self, where: Path) -> None:
         """Raises: UsageError for bits that do not exist, or another model than the recipe's."""
-        for width in {*self.bits.values(), self.head_bits} - {_UNQUANTIZED}:
+        for width in {*self.bits.values(), self.head_bits} - {UNQUANTIZED_BITS}:
             check_bits(width, self.codebook)
         made_for = self.recipe.exltune.provenance.weights_sha256 if self.recipe.exltune is not None else None
         if made_for not in (None, model_fingerprint(self.engine.model_dir)):
@@ -112,7 +110,7 @@ class _Run:
         """Quantize linear by linear what the store does not hold yet, and write the directory."""
         files, store = TensorFiles(self.engine.model_dir), TensorStore(self.work_dir)
         bits = self.bits | dict.fromkeys(self.engine.inventory.head.tensors, self.head_bits)
-        todo = [TensorJob(key, width) for key, width in bits.items() if width != _UNQUANTIZED]
+        todo = [TensorJob(key, width) for key, width in bits.items() if width != UNQUANTIZED_BITS]
         todo = [job for job in todo if job not in store]
         if todo:
             with closing(quantize_tensors(self.engine, ids(self.tokens), todo, self.codebook, progress)) as tensors:
@@ -121,7 +119,7 @@ class _Run:
         specs = {spec.key: spec for spec in self.engine.inventory.linears}
 
         def linear(key: str) -> list[PendingTensor]:
-            if bits[key] == _UNQUANTIZED:
+            if bits[key] == UNQUANTIZED_BITS:
                 return half_weight(files, key, f"{key}.weight", specs[key].bias)
             return store.pending(key, bits[key])
 

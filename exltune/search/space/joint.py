@@ -12,10 +12,10 @@ from exltune.budget import Limits, ModelProfile, cache_bytes, fit_mix, mix_weigh
 from exltune.budget.placement.demand import workload
 from exltune.budget.plan.limits import option_of
 from exltune.errors import BudgetError, UsageError
-from exltune.schema.hardware import FP16_BITS, FP16_CACHE, CacheBits, Hardware, Overheads, Use
+from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Overheads, Use
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import MeasuredGroup, Measurement
-from exltune.schema.mix import CACHE_K, CACHE_V, Choice, MixSize
+from exltune.schema.mix import CACHE_K, CACHE_V, UNQUANTIZED_BITS, Choice, MixSize
 from exltune.schema.plan import Limit
 from exltune.search.law.surrogate import EXACT, Floats, Surrogate
 from exltune.search.problem.problem import SearchProblem, cache_unit, head_unit, search_problem
@@ -244,7 +244,7 @@ def fits_limits(
     """Whether a mix keeps limits, layer by layer, beside the given cache or its own."""
 
     def fits(choices: Mapping[str, Choice]) -> bool:
-        k, v = (int(choices.get(key, FP16_BITS)) for key in (CACHE_K, CACHE_V))
+        k, v = (int(choices.get(key, UNQUANTIZED_BITS)) for key in (CACHE_K, CACHE_V))
         used = use.model_copy(update={"cache": cache or CacheBits(k=k, v=v)})
         bits = {group: float(choices[group]) for group in problem.group_ids}
         head_bits = problem.head_bits_of(choices[problem.inventory.head.id])
