@@ -13,8 +13,8 @@ from exltune.schema.mix import REFERENCE, UNQUANTIZED_BITS
 _SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE)
 _UNITS = ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB", "B")
 _SHOWN: dict[SizeUnit, tuple[tuple[str, int], ...]] = {
-    "GiB": (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)),
-    "GB": (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)),
+    "GiB": (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)),
+    "GB": (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)),
 }
 _BYTES: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
 _CACHE_BITS = range(2, 9)
@@ -88,8 +88,8 @@ def unit_of(text: str) -> SizeUnit:
 
 
 def format_size(size_bytes: float, unit: SizeUnit = "GiB") -> str:
-    """Bytes in binary (GiB) or decimal (GB) units: 1610612736 -> 1.50 GiB; from a tenth on the larger unit is taken."""
+    """Bytes in binary (GiB) or decimal (GB) units, in the largest that makes one or more: 839823 -> 820.14 KiB."""
     for name, factor in _SHOWN[unit]:
-        if 10 * abs(size_bytes) >= factor:
+        if round(abs(size_bytes) / factor, 2) >= 1:
             return f"{size_bytes / factor:.2f} {name}"
     return f"{size_bytes:.0f} B"
