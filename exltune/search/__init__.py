@@ -13,7 +13,7 @@ from exltune.search.loop.loop import Proposal, Search, SearchOptions
 from exltune.search.loop.samplers import SAMPLERS, Knobs, rule_bits, sampler
 from exltune.search.loop.sources import SOURCES
 from exltune.search.problem.pairs import unfused
-from exltune.search.problem.problem import SearchProblem, Unit, UnitOption, cache_unit, head_unit, search_problem
+from exltune.search.problem.problem import SearchProblem, SearchUnit, UnitOption, cache_unit, head_unit, search_problem
 from exltune.search.rules.floors import floors
 from exltune.search.rules.rules import RULES_DIR, load_all_rules, load_rules, rules_mix
 from exltune.search.rules.wishes import out_of_reach, unmatched
@@ -34,9 +34,9 @@ __all__ = [
     "Search",
     "SearchOptions",
     "SearchProblem",
+    "SearchUnit",
     "StrategyQuant",
     "Surrogate",
-    "Unit",
     "UnitOption",
     "baseline_mixes",
     "cache_unit",

@@ -16,7 +16,7 @@ from exltune.schema.measurement import MeasuredGroup, Measurement
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Choice
 from exltune.schema.search import Budget
 from exltune.search.law.surrogate import Surrogate
-from exltune.search.problem.problem import SearchProblem, Unit, cache_unit, head_unit, search_problem
+from exltune.search.problem.problem import SearchProblem, SearchUnit, cache_unit, head_unit, search_problem
 from exltune.search.rules.floors import floors
 from exltune.search.space.joint import Joint, checked_head, fits_limits, groups_budget, heads_of, shrunk, widths_of
 
@@ -144,7 +144,7 @@ def _wider(
     head_bits: float,
     extras: Mapping[str, Choice],
     traded: bool,
-) -> list[Unit]:
+) -> list[SearchUnit]:
     """Head and cache as units: with all options where they are open, with their default alone where they are not.
 
     Fixed ones take part so that the law knows what they do to a mix; without probes of them it has to do without.
