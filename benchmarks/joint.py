@@ -54,7 +54,7 @@ def joint_optimum(config: dict[str, object], measurement: Measurement, limits: L
     found = space.problem.candidate_of("", best)
     cache = ",".join(found.mix.choices.get(key, "16") for key in ("cache.k", "cache.v"))
     kld = float(2.718281828459045 ** law.predict([best])[0])
-    print(f"  {found.size.bpw:.3f} bpw, head choice {found.mix.choices['head']}, cache {cache}, predicted KL {kld:.6f}")
+    print(f"  {found.bpw:.3f} bpw, head choice {found.mix.choices['head']}, cache {cache}, predicted KL {kld:.6f}")
     return kld
 
 

@@ -65,7 +65,7 @@ VRAM = _vram(3.5, CacheBits(k=5, v=5))
 
 def _fits(found: Optimum, vram_bytes: int, **changes: str) -> bool:
     """Whether the found mix, some of its choices changed, fits by the planner's own count."""
-    choices = {**found.choices, **changes}
+    choices = {**found.candidate.choices, **changes}
     bits = {group.id: float(choices[group.id]) for group in PROFILE.inventory.groups}
     head_bits = MEASUREMENT.exltune.heads[choices["head"]]
     k, v = (int(choices.get(key, 16)) for key in (CACHE_K, CACHE_V))
@@ -85,7 +85,7 @@ def _upgrades(found: Optimum) -> list[dict[str, str]]:
     """Every single unit one option up, the cache's halves too."""
     heads = {bits: choice for choice, bits in MEASUREMENT.exltune.heads.items()}
     steps = []
-    for key, choice in found.choices.items():
+    for key, choice in found.candidate.choices.items():
         if key == "head":
             above = [heads[bits] for bits in HEADS if bits > MEASUREMENT.exltune.heads[choice]]
         elif key in (CACHE_K, CACHE_V):
@@ -145,13 +145,13 @@ def test_every_byte_is_counted(spare: int) -> None:
 def test_to_the_byte() -> None:
     """The pool that a mix fills holds it; a byte less holds another one."""
     found = OPEN.best(_pool(VRAM), Use(context=CONTEXT))
-    bits = {group.id: float(found.choices[group.id]) for group in PROFILE.inventory.groups}
+    bits = {group.id: float(found.candidate.choices[group.id]) for group in PROFILE.inventory.groups}
     use = Use(context=CONTEXT, cache=found.cache)
     (placed,) = fit_mix(PROFILE, mix_weights(PROFILE, bits, found.head_bits), _pool(VRAM), use)
     exact = VRAM - placed.room
-    assert OPEN.best(_pool(exact), Use(context=CONTEXT)).choices == found.choices
+    assert OPEN.best(_pool(exact), Use(context=CONTEXT)).candidate.choices == found.candidate.choices
     less = OPEN.best(_pool(exact - 1), Use(context=CONTEXT))
-    assert less.choices != found.choices
+    assert less.candidate.choices != found.candidate.choices
     assert less.predicted_kld > found.predicted_kld
 
 
@@ -160,7 +160,7 @@ def test_the_search_starts_from_the_joint_optimum() -> None:
     space = search_space(CONFIG, Path("config.json"), MEASUREMENT, asked)
     found = OPEN.best(_pool(VRAM), Use(context=CONTEXT))
     assert space.problem.extras == {CACHE_K: str(found.cache.k), CACHE_V: str(found.cache.v)}
-    assignment = space.problem.assignment_of(found.choices)
+    assignment = space.problem.assignment_of(found.candidate.choices)
     assert assignment is not None
     assert space.problem.within(assignment)
     assert space.problem.budget_bytes - space.problem.bytes_of(assignment) < 8192
@@ -187,7 +187,7 @@ def test_bytes_that_the_target_keeps_from_the_weights_are_the_caches() -> None:
 def test_a_fixed_head() -> None:
     fixed = Joint(PROFILE, MEASUREMENT, head_bits=6.0).best(_pool(VRAM), Use(context=CONTEXT))
     assert fixed.head_bits == 6.0
-    assert fixed.choices["head"] == "4"
+    assert fixed.candidate.choices["head"] == "4"
     with pytest.raises(UsageError, match=r"no measured head has 3 bits. Measured are 4, 5, 6, 8"):
         Joint(PROFILE, MEASUREMENT, head_bits=3.0)
 

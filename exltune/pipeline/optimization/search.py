@@ -60,7 +60,7 @@ def score_baselines(baselines: Sequence[Candidate], scorer: Scorer, history: His
     found = scorer.scores([baseline.mix for baseline in distinct], slice(None), progress)
     history.add(
         [
-            _scored(f"{OF_BASELINE}{baseline.name}", baseline.mix.choices, baseline.size.size_bytes, _rows(score))
+            _scored(f"{OF_BASELINE}{baseline.name}", baseline.mix.choices, baseline.size_bytes, _rows(score))
             for baseline, score in zip(distinct, found, strict=True)
             if score is not None
         ]
@@ -112,18 +112,18 @@ def _score_proposals(proposals: Sequence[Proposal], search: Search, scorer: Scor
     if not proposals or rows.start >= rows.stop:
         return
     known = len(search.ledger.history.mixes)
-    mixes = [Mix(name=f"{one.idea.source} {known + n}", choices=one.choices) for n, one in enumerate(proposals, 1)]
+    mixes = [Mix(name=f"{one.source} {known + n}", choices=one.candidate.choices) for n, one in enumerate(proposals, 1)]
     cost = len(proposals) * (rows.stop - rows.start) / search.ledger.rows
     found = scorer.scores(mixes, rows, watch.batch(cost))
     history = search.ledger.history
     kept = []
     for one, score in zip(proposals, found, strict=True):
         if score is None:
-            search.ledger.drop(one.choices, rows.stop - rows.start)
+            search.ledger.drop(one.candidate.choices, rows.stop - rows.start)
             continue
-        before = history.get(one.choices)
+        before = history.get(one.candidate.choices)
         earlier = before.kld_rows[: rows.start] if before is not None else ()
-        kept.append(_scored(one.idea.source, one.choices, one.size_bytes, earlier + _rows(score)))
+        kept.append(_scored(one.source, one.candidate.choices, one.size_bytes, earlier + _rows(score)))
     history.add(kept)
 
 

@@ -109,9 +109,9 @@ def _row(joint: Joint, limits: Limits, use: Use, best: Optimum | None) -> Tradeo
         **row.model_dump(include={"context", "cache", "kv_bytes"}),
         fits=True,
         best=best is not None and best.cache == use.cache,
-        bpw=found.size.bpw,
+        bpw=found.candidate.bpw,
         head_bits=found.head_bits,
-        weights_bytes=found.size.size_bytes,
+        weights_bytes=found.candidate.size_bytes,
         predicted_kld=found.predicted_kld,
         binding=found.budget.binding,
     )

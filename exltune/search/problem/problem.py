@@ -15,7 +15,7 @@ from exltune.schema.base import Record
 from exltune.schema.candidate import Candidate
 from exltune.schema.inventory import Inventory, Role, Unit
 from exltune.schema.measurement import Measurement
-from exltune.schema.mix import Choice, Mix, choice_of_bits
+from exltune.schema.mix import Choice, choice_of_bits
 from exltune.search.problem.pairs import kept_whole
 
 
@@ -103,7 +103,7 @@ class SearchProblem:
         head_bits = wider[head].bits if wider and head in wider else self.head_bits
         size = self.sizes.mix_size({**{group: bits[group] for group in self.group_ids}, head: head_bits})
         above = all(bits[group] >= least for group, least in self.floors.items())
-        return Candidate(name=name, mix=Mix(name=name, choices=choices), size=size, meets_floors=above)
+        return Candidate(name=name, choices=choices, size_bytes=size.size_bytes, bpw=size.bpw, meets_floors=above)
 
     def candidate_of(self, name: str, assignment: Sequence[int]) -> Candidate:
         """A candidate from the index of every unit's option."""
@@ -132,7 +132,7 @@ class SearchProblem:
         """Whether a choice of options keeps the budget, and fits."""
         if self.bytes_of(assignment) > self.budget_bytes:
             return False
-        return self.fits is None or self.fits(self.candidate_of("", assignment).mix.choices)
+        return self.fits is None or self.fits(self.candidate_of("", assignment).choices)
 
     def head_bits_of(self, choice: Choice) -> float:
         """Bits of the head in a base quant that an option names."""
