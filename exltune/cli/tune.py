@@ -60,11 +60,11 @@ def tune(
     """
     with errors_in_one_line(json):
         from exltune.pipeline.tune import tune as run
-        from exltune.search.space.space import Asked
+        from exltune.search.space.space import SpaceOptions
 
         widths = bits or (WIDE_BITS if codebook is options.CodebookName.MUL1 else BITS)
         settings = quantize_options(widths, head_bits, codebook)
-        asked = Asked(
+        asked = SpaceOptions(
             limits=memory.limits(gpus, vram, ram, target_bpw, size),
             use=memory.use(context, chunk, slots, tensor_parallel, offload_layers),
             cache=memory.cache_or_auto(cache),

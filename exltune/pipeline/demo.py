@@ -10,7 +10,7 @@ from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.tune import WIDE, tune
 from exltune.schema.evaluation import TuneResult, Verdict
 from exltune.schema.tokens import DataOptions, Texts
-from exltune.search.space.space import AUTO, Asked
+from exltune.search.space.space import AUTO, SpaceOptions
 
 #: The small models beside the package in its repository.
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -25,7 +25,9 @@ def demo(out: Path, *, reporter: Reporter | None = None) -> TuneResult:
         raise NotAModelError(
             "the demo's model is not here", where=str(DEMO_MODEL), fix="Run the demo from a clone of the repository"
         )
-    return tune(DEMO_MODEL, out, Asked(Limits(target_bpw=DEMO_BPW), head=AUTO), WIDE, DEMO_DATA, reporter=reporter)
+    return tune(
+        DEMO_MODEL, out, SpaceOptions(Limits(target_bpw=DEMO_BPW), head=AUTO), WIDE, DEMO_DATA, reporter=reporter
+    )
 
 
 def check_won(verdict: Verdict) -> None:

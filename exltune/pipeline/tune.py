@@ -25,7 +25,7 @@ from exltune.schema.tokens import DataOptions
 from exltune.schema.tune import TuneJob
 from exltune.search.space.joint import groups_budget
 from exltune.search.space.space import AUTO as OPEN
-from exltune.search.space.space import Asked, check_asked
+from exltune.search.space.space import SpaceOptions, check_options
 from exltune.store.files import exclusive, is_empty_but_for
 from exltune.store.names import EVALUATION, JOB, MEASUREMENT, MODEL, QUANTS, RECIPE, VERDICT
 from exltune.store.records import read_record, write_record
@@ -37,7 +37,7 @@ WIDE = QuantizeOptions((2, 2.5, 3, 3.5, 4, 5, 6, 8), (3, 4, 5, 6, 6, 6, 6, 8))
 def tune(
     model: Path,
     out: Path,
-    asked: Asked,
+    asked: SpaceOptions,
     settings: QuantizeOptions,
     data: DataOptions,
     *,
@@ -77,17 +77,17 @@ def tune(
     return TuneResult(recipe=str(out / RECIPE), model=str(out / MODEL), verdict=verdict)
 
 
-def _check_budget(model: Path, asked: Asked, settings: QuantizeOptions) -> None:
+def _check_budget(model: Path, asked: SpaceOptions, settings: QuantizeOptions) -> None:
     """Whether anything can come of it, with the cheapest cache where the cache is open."""
     load_inventory(model)
     profile = model_profile(read_config(model), settings.codebook, str(model))
-    check_asked(asked, profile)
+    check_options(asked, profile)
     cache = CacheBits(k=2, v=2) if asked.cache == OPEN else asked.cache or FP16_CACHE
     use = asked.use.model_copy(update={"cache": cache})
     groups_budget(profile, settings.widths, asked.limits, use, settings.default_head)
 
 
-def _job(model: Path, asked: Asked, settings: QuantizeOptions, data: DataOptions, level: int) -> TuneJob:
+def _job(model: Path, asked: SpaceOptions, settings: QuantizeOptions, data: DataOptions, level: int) -> TuneJob:
     budget = budget_words(asked)
     parts = (model_fingerprint(model), budget, settings.widths, settings.head_bits, settings.codebook, level)
     return TuneJob(

@@ -23,7 +23,7 @@ from exltune.schema.mix import CACHE_K, CACHE_V
 from exltune.schema.tradeoff import Tradeoff, TradeoffRow
 from exltune.search import Option, solve_knapsack
 from exltune.search.space.joint import Joint, Optimum, groups_budget
-from exltune.search.space.space import Asked, search_space
+from exltune.search.space.space import SpaceOptions, search_space
 from exltune.store.records import write_record
 
 CONFIG: dict[str, Any] = {
@@ -156,7 +156,7 @@ def test_to_the_byte() -> None:
 
 
 def test_the_search_starts_from_the_joint_optimum() -> None:
-    asked = Asked(_pool(VRAM), Use(context=CONTEXT), cache="auto", head="auto")
+    asked = SpaceOptions(_pool(VRAM), Use(context=CONTEXT), cache="auto", head="auto")
     space = search_space(CONFIG, Path("config.json"), MEASUREMENT, asked)
     found = OPEN.best(_pool(VRAM), Use(context=CONTEXT))
     assert space.problem.extras == {CACHE_K: str(found.cache.k), CACHE_V: str(found.cache.v)}
@@ -168,14 +168,16 @@ def test_the_search_starts_from_the_joint_optimum() -> None:
 
 def test_an_fp16_cache_where_there_is_room_for_it() -> None:
     vram = _vram(6, FP16_CACHE)
-    asked = Asked(_pool(vram), Use(context=CONTEXT), cache="auto")
+    asked = SpaceOptions(_pool(vram), Use(context=CONTEXT), cache="auto")
     assert search_space(CONFIG, Path("config.json"), MEASUREMENT, asked).problem.extras == {}
 
 
 def test_bytes_that_the_target_keeps_from_the_weights_are_the_caches() -> None:
     """--target-bpw binds: the cache takes what memory is left, and no smaller cache lifts the weights above it."""
     limits = replace(_pool(_vram(3.5, CacheBits(k=8, v=8))), target_bpw=3.3)
-    space = search_space(CONFIG, Path("config.json"), MEASUREMENT, Asked(limits, Use(context=CONTEXT), cache="auto"))
+    space = search_space(
+        CONFIG, Path("config.json"), MEASUREMENT, SpaceOptions(limits, Use(context=CONTEXT), cache="auto")
+    )
     assert space.budget.binding == "target_bpw"
     assert space.problem.extras == {CACHE_K: "8", CACHE_V: "8"}
     lowest = [0 if unit.role in (CACHE_K, CACHE_V) else None for unit in space.problem.units]

@@ -42,7 +42,7 @@ from exltune.search import (
     unmatched,
 )
 from exltune.search.loop.ranking import SEARCHED, distinct_candidates, standings
-from exltune.search.space.space import Asked, Space, search_space
+from exltune.search.space.space import Space, SpaceOptions, search_space
 from exltune.store.files import locked, refuse_existing_file
 from exltune.store.records import read_record, write_recipe
 
@@ -87,7 +87,7 @@ class SearchOutcome:
 
 def optimize(
     file: Path,
-    asked: Asked,
+    asked: SpaceOptions,
     out: Path,
     *,
     settings: OptimizeOptions | None = None,
@@ -282,7 +282,7 @@ class _Run:
         return job_hash("knobs", self._key(), [rules.model_dump() for rules in self.rules])[:16]
 
 
-def _at(asked: Asked, targets: Sequence[float]) -> Iterator[Asked]:
+def _at(asked: SpaceOptions, targets: Sequence[float]) -> Iterator[SpaceOptions]:
     """The same limits at other targets."""
     return (replace(asked, limits=replace(asked.limits, target_bpw=target)) for target in targets)
 

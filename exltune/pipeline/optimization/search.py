@@ -98,7 +98,7 @@ class _Watch:
 
     def batch(self, cost: float) -> Progress:
         """Progress of a batch that costs so many passes."""
-        before, total = self.search.ledger.passes, self.search.settings.passes
+        before, total = self.search.ledger.passes, self.search.options.passes
 
         def report(done: int, of: int, _: str) -> None:
             spent = min(before + cost * done / max(of, 1), total)

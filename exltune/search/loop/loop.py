@@ -47,12 +47,12 @@ class Search:
     def __init__(
         self,
         problems: Sequence[SearchProblem],
-        settings: SearchOptions,
+        options: SearchOptions,
         rows: int,
         history: History,
         knobs: Knobs | None = None,
     ) -> None:
-        self.problems, self.settings, self.knobs = tuple(problems), settings, knobs
+        self.problems, self.options, self.knobs = tuple(problems), options, knobs
         self.ledger = Ledger(history, rows)
         self.surrogate = Surrogate(self.problems[0])
         self.incumbent = [self._optimum(problem) for problem in self.problems]
@@ -66,16 +66,16 @@ class Search:
     def propose(self) -> list[Proposal]:
         """New mixes for the first rung; none when the passes are spent or nothing new is to be found."""
         self._catch_up()
-        count = self.settings.batch
+        count = self.options.batch
         while count and self._most_passes(count) > self._passes_left():
             count -= 1
         if not count:
             return []
         optima = [self._optimum(problem) for problem in self.problems]
         found = self._exact(optima, 1)[:count]
-        rng = np.random.default_rng([self.settings.seed, self._begun, len(self.rounds)])
+        rng = np.random.default_rng([self.options.seed, self._begun, len(self.rounds)])
         bench = Bench(self.surrogate, self.problems, self.incumbent, optima, rng, count, self.knobs)
-        return found + self._in_turn([SOURCES[name](bench) for name in self.settings.sources], found, count)
+        return found + self._in_turn([SOURCES[name](bench) for name in self.options.sources], found, count)
 
     def survivors(self, proposals: Sequence[Proposal]) -> list[Proposal]:
         """Of the mixes scored on the first rung the better half of every size, and always the law's optima."""
@@ -160,7 +160,7 @@ class Search:
             self.knobs.tell(one.trial, self.ledger.kld(one.candidate.choices), one.size_bytes)
 
     def _passes_left(self) -> float:
-        return self.settings.passes - self.ledger.passes + 1e-9
+        return self.options.passes - self.ledger.passes + 1e-9
 
     def _most_passes(self, count: int) -> float:
         """The most that a round of so many proposals costs: at every size the better half goes on, and an optimum."""
@@ -173,7 +173,7 @@ class Search:
         self.ledger.history.refresh()
         for number in range(len(self.problems)):
             self._accept(number)
-        if self.settings.refit:
+        if self.options.refit:
             self._learn()
 
     def _accept(self, number: int) -> None:
