@@ -79,9 +79,9 @@ def _spliced(recipe: Path, quants: Path | None, out: Path, model: Path | None, f
 
 
 def _show(size: MixSize, out: Path, json: bool) -> None:
-    from exltune.cli.tables import size as readable
+    from exltune.budget import format_size
 
     if json:
         print_json({"model": str(out), **size.model_dump(mode="json")})
     else:
-        typer.echo(f"{out}: {readable(size.size_bytes)}, {size.bpw:.3f} bpw, head {size.head_bpw:.3f} bpw")
+        typer.echo(f"{out}: {format_size(size.size_bytes)}, {size.bpw:.3f} bpw, head {size.head_bpw:.3f} bpw")

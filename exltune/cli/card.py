@@ -65,7 +65,7 @@ def card(
             gpus=tuple(gpus or ()),
             cache=cache,
         )
-        made = run(outs, out, evaluations=evaluation or (), asked=asked, force=force, reporter=RichReporter())
+        made = run(outs, out, evaluations=evaluation or (), options=asked, force=force, reporter=RichReporter())
         if json:
             print_json(made.model_dump(mode="json"))
         else:

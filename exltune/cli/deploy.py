@@ -14,7 +14,7 @@ from exltune.errors import UsageError
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from exltune.pipeline.deployment.deploy import Wish
+    from exltune.pipeline.deployment.deploy import DeployOptions
     from exltune.pipeline.deployment.draft import DraftOptions
     from exltune.schema.deploy import Deployment, DeployReport
 
@@ -123,10 +123,10 @@ def tabby(
 ) -> None:
     """Write TabbyAPI's files from a plan, or load the plan on a running TabbyAPI. Exit code 4 where it does not fit."""
     with errors_in_one_line(json):
-        from exltune.pipeline.deployment.deploy import Split, Wish
+        from exltune.pipeline.deployment.deploy import DeployOptions, Split
 
         _check_task(source, out, gpus, load)
-        wish = Wish(
+        wish = DeployOptions(
             gpus=_cards(gpus),
             context=context,
             cache=None if cache is None else memory.cache_bits(cache),
@@ -188,7 +188,7 @@ def _draft_wish(draft: Path | None, mtp: bool, ngram: bool, tokens: int | None) 
     return None
 
 
-def _planned(source: Path | None, wish: Wish, out: Path | None, force: bool) -> DeployReport:
+def _planned(source: Path | None, wish: DeployOptions, out: Path | None, force: bool) -> DeployReport:
     from exltune.pipeline.deployment.deploy import plan_deployment, read_deployment, write_deployment
     from exltune.schema.deploy import DeployReport
 

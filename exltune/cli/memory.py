@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from exltune.schema.defaults import DEFAULT_CHUNK, DEFAULT_SLOTS
+
 if TYPE_CHECKING:
     from exltune.budget import Limits
     from exltune.schema.hardware import CacheBits, SizeUnit, Use
 
-CHUNK, SLOTS = 2048, 16
+CHUNK, SLOTS = DEFAULT_CHUNK, DEFAULT_SLOTS
 
 Gpus = Annotated[
     str | None,

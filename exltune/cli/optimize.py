@@ -85,9 +85,9 @@ def optimize(
     with errors_in_one_line(json):
         from exltune.cli.tables import search_lines, standings_table
         from exltune.pipeline.optimization.optimize import optimize as run
-        from exltune.search.space.space import Asked
+        from exltune.search.space.space import SpaceOptions
 
-        asked = Asked(
+        asked = SpaceOptions(
             limits=memory.limits(gpus, vram, ram, target_bpw, size),
             use=memory.use(context, chunk, slots, tensor_parallel, offload_layers),
             cache=memory.cache_or_auto(cache),

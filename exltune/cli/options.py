@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from exltune.errors import UsageError
+from exltune.schema.defaults import DEFAULT_HEAD_BITS, DEFAULT_ROW_LENGTH, DEFAULT_ROWS
 
 if TYPE_CHECKING:
     from exltune.engines import Resources
@@ -73,7 +74,7 @@ def parse_quants(bits: str, head_bits: str) -> tuple[tuple[float, ...], tuple[fl
 
 def _auto_head(width: float) -> float:
     """Mixes of few bits want heads of few: 3 at 2 bits, 4 at 2.5, 5 at 3, then exllamav3's 6, and 8 at 8."""
-    return width if width > _DEFAULT_HEAD else min(max(round(2 * width - 1), _LEAST_HEAD), _DEFAULT_HEAD)
+    return width if width > DEFAULT_HEAD_BITS else min(max(round(2 * width - 1), _LEAST_HEAD), DEFAULT_HEAD_BITS)
 
 
 def parse_head(text: str | None) -> float | Literal["auto"] | None:
@@ -152,10 +153,10 @@ def resources(devices: str | None, max_ram: str | None, max_vram: str | None) ->
     )
 
 
-_LEAST_HEAD, _DEFAULT_HEAD = 3.0, 6.0
+_LEAST_HEAD = 3.0
 _MAX_RAM, _MAX_VRAM = "--max-ram", "--max-vram"
 #: Defaults of --rows and --row-length.
-ROWS, ROW_LENGTH = 256, 256
+ROWS, ROW_LENGTH = DEFAULT_ROWS, DEFAULT_ROW_LENGTH
 _WEIGHTS = "For example --weights math=2,code=0.5"
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory: config.json and safetensors.")]

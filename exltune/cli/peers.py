@@ -25,8 +25,8 @@ def peers(
     weights: options.Weights = None,
     samples: options.Samples = None,
     sample_tokens: options.SampleTokens = None,
-    rows: options.Rows = 256,
-    row_length: options.RowLength = 256,
+    rows: options.Rows = options.ROWS,
+    row_length: options.RowLength = options.ROW_LENGTH,
     seed: options.Seed = 0,
     trust_data: Annotated[
         bool, typer.Option("--trust-data", help="Take quants that may have been calibrated on the held-out text.")

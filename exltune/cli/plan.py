@@ -62,7 +62,7 @@ def plan(
 ) -> None:
     """Say what fits: weights, KV cache and overheads on your GPUs. Exit code 4 where it does not."""
     with errors_in_one_line(json):
-        from exltune.pipeline.deployment.plan import Asked
+        from exltune.pipeline.deployment.plan import PlanOptions
         from exltune.pipeline.deployment.plan import plan as run
         from exltune.schema.hardware import Use
 
@@ -77,7 +77,7 @@ def plan(
                 tensor_parallel=tensor_parallel,
                 offload_layers=offload_layers,
             ),
-            asked=Asked(bits, head_bits),
+            options=PlanOptions(bits, head_bits),
             model=model,
             readings=calibrate,
             unit=memory.shown_unit(gpus, vram, size, ram),

@@ -10,12 +10,13 @@ import typer
 from exltune.cli import memory, options
 from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
 from exltune.cli.optimize import Passes, Time, search_options
+from exltune.schema.defaults import DEFAULT_HEAD_BITS, DEFAULT_WIDTHS
 
 if TYPE_CHECKING:
     from exltune.pipeline.quants.quantize import QuantizeOptions
     from exltune.schema.evaluation import TuneResult
 
-BITS, HEAD_BITS = "2,3,4,5,6,8", "6"
+BITS, HEAD_BITS = ",".join(f"{bits:g}" for bits in DEFAULT_WIDTHS), f"{DEFAULT_HEAD_BITS:g}"
 #: What a tune begins with: half rates, where the codebook has them, and heads of 3 to 8 bits.
 WIDE_BITS, WIDE_HEAD_BITS = "2,2.5,3,3.5,4,5,6,8", "auto"
 
@@ -59,11 +60,11 @@ def tune(
     """
     with errors_in_one_line(json):
         from exltune.pipeline.tune import tune as run
-        from exltune.search.space.space import Asked
+        from exltune.search.space.space import SpaceOptions
 
         widths = bits or (WIDE_BITS if codebook is options.CodebookName.MUL1 else BITS)
         settings = quantize_options(widths, head_bits, codebook)
-        asked = Asked(
+        asked = SpaceOptions(
             limits=memory.limits(gpus, vram, ram, target_bpw, size),
             use=memory.use(context, chunk, slots, tensor_parallel, offload_layers),
             cache=memory.cache_or_auto(cache),

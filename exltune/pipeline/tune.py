@@ -23,7 +23,7 @@ from exltune.schema.measurement import Measurement
 from exltune.schema.tune import TuneJob
 from exltune.search.space.joint import groups_budget
 from exltune.search.space.space import AUTO as OPEN
-from exltune.search.space.space import Asked, check_asked
+from exltune.search.space.space import SpaceOptions, check_options
 from exltune.store.files import exclusive, is_empty_but_for
 from exltune.store.names import EVALUATION, JOB, MEASUREMENT, MODEL, QUANTS, RECIPE, SCORES, VERDICT
 from exltune.store.records import read_recipe, read_record, write_record
@@ -35,7 +35,7 @@ WIDE = QuantizeOptions((2, 2.5, 3, 3.5, 4, 5, 6, 8), (3, 4, 5, 6, 6, 6, 6, 8))
 def tune(
     session: Session,
     out: Path,
-    asked: Asked,
+    asked: SpaceOptions,
     settings: QuantizeOptions,
     *,
     level: int = 3,
@@ -58,7 +58,7 @@ def tune(
 
 
 def _stages(
-    session: Session, out: Path, asked: Asked, settings: QuantizeOptions, level: int, search: OptimizeOptions
+    session: Session, out: Path, asked: SpaceOptions, settings: QuantizeOptions, level: int, search: OptimizeOptions
 ) -> None:
     """Every stage that has no output yet, in order."""
     quantize(session, out / QUANTS, settings)
@@ -75,17 +75,19 @@ def _stages(
     write_record(out / VERDICT, verdict)
 
 
-def _check_budget(session: Session, asked: Asked, settings: QuantizeOptions) -> None:
+def _check_budget(session: Session, asked: SpaceOptions, settings: QuantizeOptions) -> None:
     """Whether anything can come of it, with the cheapest cache where the cache is open."""
     load_unquantized(session.model)
     profile = model_profile(session.config, settings.codebook, str(session.model))
-    check_asked(asked, profile)
+    check_options(asked, profile)
     cache = CacheBits(k=2, v=2) if asked.cache == OPEN else asked.cache or FP16_CACHE
     use = asked.use.model_copy(update={"cache": cache})
     groups_budget(profile, settings.widths, asked.limits, use, settings.default_head)
 
 
-def _job(session: Session, asked: Asked, settings: QuantizeOptions, level: int, search: OptimizeOptions) -> TuneJob:
+def _job(
+    session: Session, asked: SpaceOptions, settings: QuantizeOptions, level: int, search: OptimizeOptions
+) -> TuneJob:
     budget = budget_words(asked)
     parts = (session.fingerprint(), asked, settings, level, search, session.data.model_dump(mode="json"))
     return TuneJob(

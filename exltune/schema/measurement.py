@@ -6,7 +6,7 @@ from pydantic import Field
 
 from exltune.schema.base import Record
 from exltune.schema.evaluation import MethodRow
-from exltune.schema.inventory import Role
+from exltune.schema.inventory import Unit
 from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataOptions
 
@@ -87,14 +87,9 @@ class SwapLawFit(Record):
     swaps: int
 
 
-class MeasuredGroup(Record):
-    """A group (l4), a pair of them (l3) or a part of a layer (l2), and what each of its choices did."""
+class MeasuredGroup(Unit):
+    """A unit and what each of its choices did."""
 
-    id: str
-    members: tuple[str, ...]
-    role: Role | str
-    layer: int | None
-    numel: int
     probes: tuple[Probe, ...]
 
 

@@ -10,8 +10,11 @@ from exltune.schema.base import Record
 #: name under which a quant directory was given to the engine (the evaluation of finished quants does that).
 Choice = str
 
+#: Bits of what is stored unquantized, weights and caches alike.
+UNQUANTIZED_BITS = 16
+
 #: The unquantized weights of the model itself.
-REFERENCE: Choice = "16"
+REFERENCE: Choice = str(UNQUANTIZED_BITS)
 
 #: Keys of a mix beside its groups: bits of the keys and of the values that all attention layers keep in the cache.
 CACHE_K = "cache.k"

@@ -5,9 +5,6 @@ from __future__ import annotations
 from exltune.schema.base import Record
 from exltune.schema.provenance import Provenance
 
-#: Bits of the head where nothing is asked: exllamav3's own default.
-DEFAULT_HEAD_BITS = 6.0
-
 
 class TensorErrors(Record):
     """proxy_err: tr(EᵀHE)/tr(WᵀHW). rfn: ‖W - Q‖/‖W‖. feedback: whether LDLQ had a Hessian."""

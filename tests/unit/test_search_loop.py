@@ -105,7 +105,7 @@ def test_the_handed_over_mix_keeps_budget_and_floors() -> None:
         ran = run_search([problem], LawEngine(law), SearchOptions(passes=8, batch=6, seed=seed))
         for assignment in ran.search.finalists(0).values():
             made = problem.candidate_of("", assignment)
-            assert made.size.bpw <= problem.target_bpw + 1e-9
+            assert made.bpw <= problem.target_bpw + 1e-9
             assert made.meets_floors
             assert all(float(made.mix.choices[key]) >= least for key, least in floors.items())
 

@@ -80,7 +80,7 @@ def test_no_method_splits_a_pair_that_is_kept(level: int) -> None:
         seeds = baseline_mixes(_problem(level, share, keep_pairs=True), rules)
         assert {seed.name for seed in seeds} >= BASELINES.keys() - {"exllamav3-hq"}
         assert all(_split(seed.mix.choices) == [] for seed in seeds)
-        assert all(seed.predicted_kld_nats is not None for seed in seeds)
+        assert all(seed.predicted_kld is not None for seed in seeds)
 
 
 def test_the_search_splits_pairs_where_that_pays_and_may() -> None:

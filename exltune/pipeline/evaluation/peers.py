@@ -23,7 +23,7 @@ from exltune.pipeline.common.session import Session
 from exltune.pipeline.evaluation.held_out import HeldOut
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.inventory import Inventory, Role
-from exltune.schema.mix import REFERENCE, Choice, Mix, MixSize, choice_of_bits
+from exltune.schema.mix import REFERENCE, UNQUANTIZED_BITS, Choice, Mix, MixSize, choice_of_bits
 from exltune.schema.peers import Match, Peer, PeerMethod, PeersResult
 from exltune.schema.score import Score
 from exltune.schema.tokens import Split
@@ -183,7 +183,10 @@ class _Table:
 
     def _matches(self, kind: _Kind, size: MixSize) -> list[tuple[Mix, MixSize, bool]]:
         found = []
-        for head_kept, bits, choice in ((False, self.head.head_bits, self.head.choice), (True, 16.0, REFERENCE)):
+        for head_kept, bits, choice in (
+            (False, self.head.head_bits, self.head.choice),
+            (True, UNQUANTIZED_BITS, REFERENCE),
+        ):
             mix = self._within(size.size_bytes, bits, choice)
             if mix is None:
                 told = "in fp16" if head_kept else f"of {bits:g} bits"

@@ -12,7 +12,7 @@ from exltune.metrics import evaluation_row, paired_difference
 from exltune.pipeline.common.session import Session
 from exltune.schema.evaluation import Evaluation, EvaluationRow, Verdict
 from exltune.schema.inventory import Inventory
-from exltune.schema.mix import CACHE_K, CACHE_V, Mix, MixSize, choice_of_bits
+from exltune.schema.mix import CACHE_K, CACHE_V, Mix, MixSize
 from exltune.schema.recipe import Recipe
 from exltune.schema.score import Score
 from exltune.schema.tokens import Split
@@ -72,12 +72,13 @@ def _uniform(inventory: Inventory, quants: Sequence[BaseQuant], tuned: MixSize) 
     """The uniform strategy's smallest quant with at least the tuned one's bytes; its path where it is a base quant."""
     head = head_source(quants, None)
     sizes = SizeModel(inventory, head.codebook)
-    found = smallest_strategy_at_least(sizes, tuned.size_bytes, [quant.bits for quant in quants], head.head_bits)
-    groups = {group: choice_of_bits(bits) for group, bits in found.bits.items() if group != inventory.head.id}
-    plain = [q for q in quants if set(groups.values()) == {q.choice} and q.head_bits == head.head_bits]
-    name = f"uniform {found.size.bpw:.2f}"
-    mix = Mix(name=name, choices=groups | {inventory.head.id: head.choice})
-    return mix, found.size, str(plain[0].path) if plain else None
+    widths = [quant.bits for quant in quants]
+    found = smallest_strategy_at_least(sizes, tuned.size_bytes, widths, head.head_bits, head.choice)
+    taken = {found.choices[group.id] for group in inventory.groups}
+    plain = [q for q in quants if taken == {q.choice} and q.head_bits == head.head_bits]
+    bits = {group.id: float(found.choices[group.id]) for group in inventory.groups}
+    size = sizes.mix_size(bits | {inventory.head.id: head.head_bits})
+    return found.mix, size, str(plain[0].path) if plain else None
 
 
 def _base_row(inventory: Inventory, quant: BaseQuant, score: Score) -> EvaluationRow:

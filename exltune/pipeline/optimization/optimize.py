@@ -40,7 +40,7 @@ from exltune.search import (
     unmatched,
 )
 from exltune.search.loop.ranking import SEARCHED, distinct_candidates, standings
-from exltune.search.space.space import Asked, Space, search_space
+from exltune.search.space.space import Space, SpaceOptions, search_space
 from exltune.store.files import locked, refuse_existing_file
 from exltune.store.records import write_recipe
 from exltune.store.score_cache import CachedRows
@@ -88,7 +88,7 @@ class SearchOutcome:
 def optimize(
     session: Session,
     measurement: Measurement,
-    asked: Asked,
+    asked: SpaceOptions,
     out: Path | None = None,
     *,
     settings: OptimizeOptions | None = None,
@@ -276,7 +276,7 @@ class _Run:
         return job_hash("knobs", *parts)[:16]
 
 
-def _at(asked: Asked, targets: Sequence[float]) -> Iterator[Asked]:
+def _at(asked: SpaceOptions, targets: Sequence[float]) -> Iterator[SpaceOptions]:
     """The same limits at other targets."""
     return (replace(asked, limits=replace(asked.limits, target_bpw=target)) for target in targets)
 

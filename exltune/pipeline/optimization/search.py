@@ -28,7 +28,7 @@ def score_baselines(baselines: Sequence[Candidate], scores: CachedRows, history:
     found = scores.finite([baseline.mix for baseline in distinct], progress=progress)
     history.add(
         [
-            _scored(f"{OF_BASELINE}{one.name}", one.mix.choices, one.size.size_bytes, _rows(score))
+            _scored(f"{OF_BASELINE}{one.name}", one.mix.choices, one.size_bytes, _rows(score))
             for one, score in zip(distinct, found, strict=True)
             if score is not None
         ]
@@ -66,7 +66,7 @@ class _Watch:
 
     def batch(self, cost: float) -> Progress:
         """Progress of a batch that costs so many passes."""
-        before, total = self.search.ledger.passes, self.search.settings.passes
+        before, total = self.search.ledger.passes, self.search.options.passes
 
         def report(done: int, of: int, _: str) -> None:
             spent = min(before + cost * done / max(of, 1), total)
@@ -82,18 +82,18 @@ def _score_proposals(
     if not proposals or not rows:
         return
     known = len(search.ledger.history.mixes)
-    mixes = [Mix(name=f"{one.idea.source} {known + n}", choices=one.choices) for n, one in enumerate(proposals, 1)]
+    mixes = [Mix(name=f"{one.source} {known + n}", choices=one.candidate.choices) for n, one in enumerate(proposals, 1)]
     cost = len(proposals) * len(rows) / search.ledger.rows
     found = scores.finite(mixes, rows, watch.batch(cost))
     history = search.ledger.history
     kept = []
     for one, score in zip(proposals, found, strict=True):
         if score is None:
-            search.ledger.drop(one.choices, len(rows))
+            search.ledger.drop(one.candidate.choices, len(rows))
             continue
-        before = history.get(one.choices)
+        before = history.get(one.candidate.choices)
         earlier = before.kld_rows[: rows.start] if before is not None else ()
-        kept.append(_scored(one.idea.source, one.choices, one.size_bytes, earlier + _rows(score)))
+        kept.append(_scored(one.source, one.candidate.choices, one.size_bytes, earlier + _rows(score)))
     history.add(kept)
 
 

@@ -14,14 +14,12 @@ from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import load_inventory
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.schema.inventory import Inventory
-from exltune.schema.mix import MixSize
+from exltune.schema.mix import UNQUANTIZED_BITS, MixSize
 from exltune.schema.recipe import Recipe
 from exltune.store.files import new_directory
 from exltune.store.names import RECIPE
 from exltune.store.quants.base_quants import BaseQuant, head_source
 from exltune.store.records import write_recipe
-
-_UNQUANTIZED = 16
 
 
 def build(
@@ -55,7 +53,7 @@ def build(
         new_directory(out, force=force, replaces=QUANTIZATION_CONFIG) as partial,
         reporter.stage("Building") as progress,
     ):
-        files = TensorFiles(model) if model is not None and _UNQUANTIZED in bits.values() else None
+        files = TensorFiles(model) if model is not None and UNQUANTIZED_BITS in bits.values() else None
         sources = {quant.bits: quant.directory for quant in quants}
         splice_model(partial, inventory, bits, sources, head.directory, settings, files, progress)
         write_recipe(partial / RECIPE, recipe)

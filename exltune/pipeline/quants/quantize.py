@@ -28,17 +28,16 @@ from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.common.session import Session
 from exltune.quantize import TensorJob, all_jobs, check_weights, quantize_tensors
+from exltune.schema.defaults import DEFAULT_HEAD_BITS, DEFAULT_WIDTHS
 from exltune.schema.inventory import Inventory
 from exltune.schema.provenance import Provenance
-from exltune.schema.quant import DEFAULT_HEAD_BITS, QuantRecord, TensorErrors
+from exltune.schema.quant import QuantRecord, TensorErrors
 from exltune.schema.tokens import Split
 from exltune.store.files import exclusive, new_directory
 from exltune.store.names import RECORD
 from exltune.store.quants.directories import BaseQuant, check_weights_of, quant_dirs, read_base_quant
 from exltune.store.records import read_record, write_record
 from exltune.store.tensors import TensorStore
-
-DEFAULT_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 
 
 @dataclass(frozen=True)

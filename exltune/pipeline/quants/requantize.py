@@ -21,16 +21,14 @@ from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.session import Session
 from exltune.pipeline.quants.build import check_planned
 from exltune.quantize import TensorJob, check_weights, quantize_tensors
-from exltune.schema.mix import MixSize
-from exltune.schema.quant import DEFAULT_HEAD_BITS
+from exltune.schema.defaults import DEFAULT_HEAD_BITS
+from exltune.schema.mix import UNQUANTIZED_BITS, MixSize
 from exltune.schema.recipe import Recipe
 from exltune.schema.tokens import Split
 from exltune.store.files import new_directory
 from exltune.store.names import RECIPE
 from exltune.store.records import write_recipe
 from exltune.store.tensors import TensorStore
-
-_UNQUANTIZED = 16
 
 
 def requantize(
@@ -78,7 +76,7 @@ class _Run:
 
     def check(self) -> None:
         """Raises: UsageError for bits that do not exist, or another model than the recipe's."""
-        for width in {*self.bits.values(), self.head_bits} - {_UNQUANTIZED}:
+        for width in {*self.bits.values(), self.head_bits} - {UNQUANTIZED_BITS}:
             check_bits(width, self.codebook)
         made_for = self.recipe.exltune.provenance.weights_sha256 if self.recipe.exltune is not None else None
         if made_for not in (None, self.session.fingerprint()):
@@ -102,7 +100,7 @@ class _Run:
         """Quantize linear by linear what the store does not hold yet, and write the directory."""
         files, store = TensorFiles(self.engine.model_dir), TensorStore(self.work_dir)
         bits = self.bits | dict.fromkeys(self.engine.inventory.head.tensors, self.head_bits)
-        todo = [TensorJob(key, width) for key, width in bits.items() if width != _UNQUANTIZED]
+        todo = [TensorJob(key, width) for key, width in bits.items() if width != UNQUANTIZED_BITS]
         todo = [job for job in todo if job not in store]
         if todo:
             with closing(quantize_tensors(self.engine, ids(self.tokens), todo, self.codebook, progress)) as tensors:
@@ -111,7 +109,7 @@ class _Run:
         specs = {spec.key: spec for spec in self.engine.inventory.linears}
 
         def linear(key: str) -> list[PendingTensor]:
-            if bits[key] == _UNQUANTIZED:
+            if bits[key] == UNQUANTIZED_BITS:
                 return half_weight(files, key, f"{key}.weight", specs[key].bias)
             return store.pending(key, bits[key])
 

@@ -11,9 +11,9 @@ from exltune.corpora import check_same_tokenizer
 from exltune.errors import QuantMismatchError
 from exltune.inventory import check_same_model, load_inventory
 from exltune.measure import QuantSizes
+from exltune.schema.defaults import DEFAULT_HEAD_BITS
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice
-from exltune.schema.quant import DEFAULT_HEAD_BITS
 from exltune.store.quants.directories import BaseQuant, check_weights_of, quant_dirs, read_base_quant
 from exltune.store.quants.reference_checks import made_from, refuse_finer
 

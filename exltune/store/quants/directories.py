@@ -14,13 +14,11 @@ from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
 from exltune.inventory import check_embedding, load_inventory
 from exltune.schema.inventory import Inventory, LinearSpec, Role
-from exltune.schema.mix import Choice, choice_of_bits
+from exltune.schema.mix import UNQUANTIZED_BITS, Choice, choice_of_bits
 from exltune.schema.provenance import Provenance
 from exltune.schema.quant import QuantRecord
 from exltune.store.names import RECIPE, RECORD
 from exltune.store.records import read_record
-
-_HEAD_UNQUANTIZED = 16.0
 
 #: ‖W - Q‖/‖W‖ of the codec at 2 bits; it halves with each bit more (DESIGN.md section 6).
 _RFN_AT_2 = 0.292
@@ -80,7 +78,7 @@ def read_base_quant(path: Path) -> BaseQuant | None:
         return None
     if len(codebooks) > 1:
         raise CorruptFileError("its tensors have several codebooks", where=str(path), fix="Quantize it again")
-    head = [quant.bits(key) if key in quant else _HEAD_UNQUANTIZED for key in inventory.head.tensors]
+    head = [quant.bits(key) if key in quant else UNQUANTIZED_BITS for key in inventory.head.tensors]
     return BaseQuant(choice_of_bits(widths[0]), widths[0], head[0], codebooks.pop(), path)
 
 
