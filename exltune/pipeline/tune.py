@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from exltune.budget import model_profile
-from exltune.engines.base import AUTO, open_engine
+from exltune.engines.base import AUTO, auto_engine, open_engine
 from exltune.errors import ExltuneError, OutputExistsError
 from exltune.inventory import load_inventory, model_fingerprint, read_config
 from exltune.pipeline.common.commands import budget_words
-from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.evaluation.verdict import judge
 from exltune.pipeline.measurement.measure import measure
@@ -23,12 +22,14 @@ from exltune.schema.evaluation import Evaluation, TuneResult, Verdict
 from exltune.schema.hardware import FP16_CACHE, CacheBits
 from exltune.schema.tokens import DataOptions
 from exltune.schema.tune import TuneJob
+from exltune.search import load_all_rules
 from exltune.search.space.joint import groups_budget
 from exltune.search.space.space import AUTO as OPEN
 from exltune.search.space.space import Asked, check_asked
 from exltune.store.files import exclusive, is_empty_but_for
 from exltune.store.names import EVALUATION, JOB, MEASUREMENT, MODEL, QUANTS, RECIPE, VERDICT
 from exltune.store.records import read_record, write_record
+from exltune.store.stages import TUNE
 
 #: What the demo begins with, as the command line does where --bits is not given.
 WIDE = QuantizeOptions((2, 2.5, 3, 3.5, 4, 5, 6, 8), (3, 4, 5, 6, 6, 6, 6, 8))
@@ -51,10 +52,10 @@ def tune(
     Raises: BudgetError before any work for an impossible budget, OutputExistsError for a directory that holds
     something else, and what the stages raise.
     """
-    reporter = reporter or Silent()
+    reporter, search = reporter or Silent(), search or OptimizeOptions()
     settings.check()
     _check_budget(model, asked, settings)
-    with exclusive(out), _claimed(out, _job(model, asked, settings, data, level)):
+    with exclusive(out), _claimed(out, _job(model, asked, settings, data, level, search, engine)):
         quantize(model, out / QUANTS, settings, data, engine=engine, reporter=reporter)
         if not (out / MEASUREMENT).is_file():
             measure(model, out / QUANTS, out / MEASUREMENT, data, level=level, engine=engine, reporter=reporter)
@@ -87,15 +88,26 @@ def _check_budget(model: Path, asked: Asked, settings: QuantizeOptions) -> None:
     groups_budget(profile, settings.widths, asked.limits, use, settings.default_head)
 
 
-def _job(model: Path, asked: Asked, settings: QuantizeOptions, data: DataOptions, level: int) -> TuneJob:
-    budget = budget_words(asked)
-    parts = (model_fingerprint(model), budget, settings.widths, settings.head_bits, settings.codebook, level)
-    return TuneJob(
-        model=str(model.resolve()),
-        budget=budget,
+def _job(
+    model: Path,
+    asked: Asked,
+    settings: QuantizeOptions,
+    data: DataOptions,
+    level: int,
+    search: OptimizeOptions,
+    engine: str,
+) -> TuneJob:
+    job = TUNE.identity(
+        engine=auto_engine()[0] if engine == AUTO else engine,
+        model_sha256=model_fingerprint(model),
+        asked=asked,
+        quantize=settings,
+        data=data,
         level=level,
-        job=job_hash("tune", *parts, data.model_dump(mode="json")),
+        search=search,
+        rules=load_all_rules(),
     )
+    return TuneJob(model=str(model.resolve()), budget=budget_words(asked), level=level, job=job)
 
 
 @contextmanager
@@ -105,7 +117,7 @@ def _claimed(out: Path, job: TuneJob) -> Iterator[None]:
         raise OutputExistsError("the directory holds something else", where=str(out), fix="Give an empty one")
     if (out / JOB).is_file() and read_record(out / JOB, TuneJob).job != job.job:
         raise OutputExistsError(
-            "another tune was begun here (another model, budget, texts, widths or version)",
+            "another tune was begun here (another model, budget, texts, engine, option or version)",
             where=str(out),
             fix="Repeat that one's arguments to go on with it, or give an empty directory",
         )

@@ -18,7 +18,7 @@ from exltune.exl3.directory import QuantDir
 from exltune.inventory import check_same_model, load_inventory, model_fingerprint
 from exltune.metrics import evaluation_row
 from exltune.pipeline.common.commands import command_line
-from exltune.pipeline.common.jobs import provenance
+from exltune.pipeline.common.provenance import provenance
 from exltune.pipeline.common.reference import described
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.evaluation.held_out import HeldOut

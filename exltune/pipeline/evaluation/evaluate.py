@@ -10,7 +10,7 @@ from exltune.engines.base import AUTO, open_engine
 from exltune.errors import UsageError
 from exltune.evaluate import evaluate_quants
 from exltune.inventory import check_same_model, model_fingerprint
-from exltune.pipeline.common.jobs import provenance
+from exltune.pipeline.common.provenance import provenance
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.schema.evaluation import Evaluation

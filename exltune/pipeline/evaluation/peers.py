@@ -19,7 +19,7 @@ from exltune.exl3.tensors import TensorFiles, save_tensors
 from exltune.inventory import load_unquantized, read_config
 from exltune.metrics import evaluation_row, paired_difference
 from exltune.pipeline.common.commands import command_line
-from exltune.pipeline.common.jobs import provenance
+from exltune.pipeline.common.provenance import provenance
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.evaluation.held_out import HeldOut
 from exltune.pipeline.quants.base_quants import BaseQuant, find_base_quants, head_source, paths_of

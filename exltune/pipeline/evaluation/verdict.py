@@ -10,7 +10,7 @@ from exltune.engines.base import Engine
 from exltune.evaluate import whole
 from exltune.exl3.directory import QuantDir
 from exltune.metrics import evaluation_row, paired_difference
-from exltune.pipeline.common.jobs import provenance
+from exltune.pipeline.common.provenance import provenance
 from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.quants.base_quants import BaseQuant, head_source
 from exltune.pipeline.texts.token_sets import ids, token_sets

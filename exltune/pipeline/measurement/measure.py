@@ -9,7 +9,7 @@ from exltune.engines.base import AUTO, Engine, Resources, open_engine
 from exltune.engines.ray.cluster import RayOptions, RayScorer
 from exltune.engines.ray.worker import WorkerJob
 from exltune.measure import Budget, QuantHead, summarize
-from exltune.pipeline.common.jobs import provenance
+from exltune.pipeline.common.provenance import provenance
 from exltune.pipeline.common.reporter import Reporter, Silent, peak_ram_bytes, tell_peaks
 from exltune.pipeline.measurement.measure_plan import probe_plan, quant_reference, saliencies
 from exltune.pipeline.measurement.probe_content import MixContent, probe_context

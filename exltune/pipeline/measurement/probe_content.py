@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 from exltune.engines.base import Engine
 from exltune.inventory import group_hashes, model_fingerprint
-from exltune.pipeline.common.jobs import score_code_sha256
 from exltune.pipeline.common.reference import reference_quant
 from exltune.pipeline.quants.base_quants import BaseQuant
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Choice, Mix
 from exltune.schema.probe import ProbeContext, ProbedMix, Swap
-
-#: Libraries that compute a score.
-_LIBRARIES = ("torch", "transformers")
+from exltune.store.identity import scoring_versions
 
 
 def probe_context(engine: Engine) -> ProbeContext:
@@ -31,9 +27,8 @@ def probe_context(engine: Engine) -> ProbeContext:
 
 
 def scoring_code(engine: str) -> str:
-    """What an engine computes with here: versions of the libraries and sha256 of exltune's own sources."""
-    versions = [f"{library} {version(library)}" for library in _LIBRARIES]
-    return ", ".join([*versions, f"exltune {score_code_sha256(engine)}"])
+    """What an engine computes with here: versions of exltune's algorithms and of the libraries."""
+    return scoring_versions(engine)
 
 
 class MixContent:

@@ -10,13 +10,13 @@ from pathlib import Path
 from exltune.engines.base import AUTO, Resources, open_engine
 from exltune.errors import NonFiniteError, UsageError
 from exltune.inventory import read_config
-from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.reporter import Reporter, Silent, tell_peaks
 from exltune.pipeline.measurement.measured import quants_at_hand
 from exltune.pipeline.optimization.search import Scorer, run_rounds, score_baselines
 from exltune.pipeline.quants.base_quants import paths_of
 from exltune.pipeline.texts.token_sets import check_tokens, ids, token_sets
 from exltune.report.fused import unfused_note
+from exltune.schema.base import TOLD
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import CACHE_K, CACHE_V, Choice
@@ -45,6 +45,7 @@ from exltune.search.loop.ranking import SEARCHED, distinct_candidates, standings
 from exltune.search.space.space import Asked, Space, search_space
 from exltune.store.files import locked, refuse_existing_file
 from exltune.store.records import read_record, write_recipe
+from exltune.store.stages import KNOBS, SEARCH
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class OptimizeOptions:
     rules: tuple[Heuristics, ...] = ()
     front: tuple[float, ...] = ()
     sampler: str = "tpe"
-    storage: str | None = None
+    storage: str | None = field(default=None, metadata={TOLD: True})
     seconds: float | None = None
 
     def bounds(self) -> tuple[str, ...]:
@@ -168,7 +169,8 @@ class _Run:
 
     def _search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
         rows, storage = len(scorer.tokens), open_storage(self._storage_url())
-        history = History(storage, self._key())
+        key = self._key(scorer.engine.name)
+        history = History(storage, key[:16])
         with self.reporter.stage("Scoring baselines") as progress:
             missing = [
                 baseline
@@ -177,7 +179,7 @@ class _Run:
                 if not history.whole(baseline.mix.choices, rows)
             ]
             score_baselines(missing, scorer, history, progress)
-        study = knob_study(storage, self._knobs_key(), self.sampler, objectives=self.objectives)
+        study = knob_study(storage, self._knobs_key(key), self.sampler, objectives=self.objectives)
         knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
         search = Search(self.problems, self.settings.search, rows, history, knobs)
         run_rounds(search, scorer, self.reporter, seconds=self.settings.seconds)
@@ -269,17 +271,20 @@ class _Run:
     def _storage_url(self) -> str:
         return self.settings.storage or f"sqlite:///{self.out.with_suffix('.search.db').resolve()}"
 
-    def _key(self) -> str:
+    def _key(self, engine: str) -> str:
         """Names what is searched: mixes scored for it are taken up again, those of anything else never."""
-        detail = self.measurement.exltune
-        budgets = [problem.budget_bytes for problem in self.problems]
-        units = [(unit.id, [option.choice for option in unit.options]) for unit in self.problems[0].units]
-        defaults = (self.problems[0].head_choice, dict(self.problems[0].extras))
-        return job_hash("search", detail.provenance.model_dump(), detail.quant_sha256, budgets, units, defaults)[:16]
+        first = self.problems[0]
+        return SEARCH.identity(
+            engine=engine,
+            measurement=self.measurement,
+            budgets=[problem.budget_bytes for problem in self.problems],
+            units=[(unit.id, [option.choice for option in unit.options]) for unit in first.units],
+            defaults=(first.head_choice, first.extras),
+        )
 
-    def _knobs_key(self) -> str:
+    def _knobs_key(self, search: str) -> str:
         """Names what the knobs turn: a study's knobs cannot change, and rules are one of them."""
-        return job_hash("knobs", self._key(), [rules.model_dump() for rules in self.rules])[:16]
+        return KNOBS.identity(search=search, rules=self.rules)[:16]
 
 
 def _at(asked: Asked, targets: Sequence[float]) -> Iterator[Asked]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exltune.build import assemble_quant
@@ -23,7 +23,7 @@ from exltune.exl3.codebooks import Codebook, check_bits
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import check_same_model, load_unquantized, model_fingerprint
-from exltune.pipeline.common.jobs import job_hash, provenance
+from exltune.pipeline.common.provenance import provenance
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.quants.quant_dirs import BaseQuant, check_weights_of, quant_dirs, read_base_quant
 from exltune.pipeline.texts.token_sets import ids, token_sets
@@ -35,6 +35,7 @@ from exltune.schema.tokens import DataOptions, Split
 from exltune.store.files import exclusive, new_directory
 from exltune.store.names import RECORD
 from exltune.store.records import read_record, write_record
+from exltune.store.stages import QUANT, TENSORS
 from exltune.store.tensors import TensorStore
 
 DEFAULT_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -123,14 +124,22 @@ def quantize(
 
 
 class _Run:
-    """One quantization with its token set, its job hash and its store of finished tensors."""
+    """One quantization with its token set, and its store of finished tensors, the same for further widths."""
 
     def __init__(self, engine: Engine, out: Path, settings: QuantizeOptions, data: DataOptions) -> None:
         self.engine, self.out, self.settings, self.data = engine, out, settings, data
         self.tokens = token_sets(data, engine.model_dir)[Split.CALIBRATION]
-        fingerprint = model_fingerprint(engine.model_dir)
-        self.job = job_hash("quantize", fingerprint, self.tokens.info.sha256, settings.codebook, engine.name)
-        self.store = TensorStore(out / ".exltune" / self.job[:16])
+        self.tensors = TENSORS.identity(
+            engine=engine.name,
+            model_sha256=model_fingerprint(engine.model_dir),
+            tokens_sha256=self.tokens.info.sha256,
+            options=replace(settings, widths=(), head_bits=()),
+        )
+        self.store = TensorStore(out / ".exltune" / self.tensors[:16])
+
+    def job(self, bits: float) -> str:
+        """The identity of the base quant at a width."""
+        return QUANT.identity(tensors=self.tensors, bits=bits, head_bits=self.settings.head_of(bits))
 
     @property
     def inventory(self) -> Inventory:
@@ -166,7 +175,7 @@ class _Run:
         if not directory.exists() or not any(directory.iterdir()):
             return False
         try:
-            done = read_record(directory / RECORD, QuantRecord).job == self.job
+            done = read_record(directory / RECORD, QuantRecord).job == self.job(bits)
         except (DataError, CorruptFileError):
             done = False
         if not done:
@@ -219,7 +228,7 @@ class _Run:
             shutil.rmtree(work_dir)
 
     def _work_dir(self, bits: float) -> Path:
-        return self.out / ".exltune" / f"{self.job[:16]}-{self.settings.directory(bits)}"
+        return self.out / ".exltune" / f"{self.tensors[:16]}-{self.settings.directory(bits)}"
 
     def _check_weights(self, reporter: Reporter) -> None:
         with reporter.stage("Checking weights") as progress:
@@ -258,7 +267,7 @@ class _Run:
             bits=bits,
             head_bits=self.settings.head_of(bits),
             codebook=self.settings.codebook,
-            job=self.job,
+            job=self.job(bits),
             rare_experts=tuple(sorted({key.rpartition(".")[0] for key, note in notes.items() if note.rare})),
             tensors={
                 key: TensorErrors(proxy_err=note.stats.proxy_err, rfn=note.stats.rfn, feedback=note.stats.feedback)

@@ -17,7 +17,6 @@ from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG, PendingTensor
 from exltune.inventory import load_unquantized, model_fingerprint
-from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.quants.build import check_planned
 from exltune.pipeline.quants.quantize import DEFAULT_HEAD_BITS
@@ -29,6 +28,7 @@ from exltune.schema.tokens import DataOptions, Split
 from exltune.store.files import new_directory
 from exltune.store.names import RECIPE
 from exltune.store.records import read_recipe, write_recipe
+from exltune.store.stages import REQUANTIZE
 from exltune.store.tensors import TensorStore
 
 _UNQUANTIZED = 16
@@ -81,9 +81,15 @@ class _Run:
         self.engine, self.recipe, self.codebook, self.tokens = engine, recipe, codebook, tokens
         self.bits = resolve_recipe(recipe, engine.inventory)
         self.head_bits = recipe.head_bits or DEFAULT_HEAD_BITS
-        fingerprint = model_fingerprint(engine.model_dir)
-        parts = ("requantize", fingerprint, tokens.info.sha256, codebook, engine.name, self.bits, self.head_bits)
-        self.work_dir = out.resolve().with_name(f".{out.name}.{job_hash(*parts)[:16]}")
+        job = REQUANTIZE.identity(
+            engine=engine.name,
+            model_sha256=model_fingerprint(engine.model_dir),
+            tokens_sha256=tokens.info.sha256,
+            codebook=codebook,
+            bits=self.bits,
+            head_bits=self.head_bits,
+        )
+        self.work_dir = out.resolve().with_name(f".{out.name}.{job[:16]}")
 
     def check(self, where: Path) -> None:
         """Raises: UsageError for bits that do not exist, or another model than the recipe's."""
