@@ -89,11 +89,15 @@ def _job(
     tokenizer: ModelTokenizer, tasks: list[Task], settings: GenerateOptions, endpoint: Endpoint | None, batch: int
 ) -> str:
     """What the answers depend on."""
-    asked = {
-        "tokenizer_sha256": tokenizer.sha256,
-        "prompts": [(task.key, task.prompt.row()) for task in tasks],
-        "options": settings,
-    }
+    asked = [(task.key, task.prompt.row()) for task in tasks]
     if endpoint is not None:
-        return ASK.identity(**asked, served_model=endpoint.model)
-    return GENERATE.identity(**asked, model_sha256=model_fingerprint(tokenizer.model_dir), batch=batch)
+        return ASK.identity(
+            tokenizer_sha256=tokenizer.sha256, prompts=asked, options=settings, served_model=endpoint.model
+        )
+    return GENERATE.identity(
+        tokenizer_sha256=tokenizer.sha256,
+        prompts=asked,
+        options=settings,
+        model_sha256=model_fingerprint(tokenizer.model_dir),
+        batch=batch,
+    )
