@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from exltune.budget import model_profile
+from exltune.engines.base import AUTO, auto_engine
 from exltune.errors import ExltuneError, OutputExistsError
 from exltune.inventory import load_unquantized
 from exltune.pipeline.common.commands import budget_words
-from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.session import Session
 from exltune.pipeline.evaluation.verdict import judge
 from exltune.pipeline.measurement.measure import MeasureOptions, measure
@@ -21,12 +21,14 @@ from exltune.schema.evaluation import Evaluation, TuneResult, Verdict
 from exltune.schema.hardware import FP16_CACHE, CacheBits
 from exltune.schema.measurement import Measurement
 from exltune.schema.tune import TuneJob
+from exltune.search import load_all_rules
 from exltune.search.space.joint import groups_budget
 from exltune.search.space.space import AUTO as OPEN
 from exltune.search.space.space import SpaceOptions, check_options
 from exltune.store.files import exclusive, is_empty_but_for
 from exltune.store.names import EVALUATION, JOB, MEASUREMENT, MODEL, QUANTS, RECIPE, SCORES, VERDICT
 from exltune.store.records import read_recipe, read_record, write_record
+from exltune.store.stages import TUNE
 
 #: What the demo begins with, as the command line does where --bits is not given.
 WIDE = QuantizeOptions((2, 2.5, 3, 3.5, 4, 5, 6, 8), (3, 4, 5, 6, 6, 6, 6, 8))
@@ -88,11 +90,18 @@ def _check_budget(session: Session, asked: SpaceOptions, settings: QuantizeOptio
 def _job(
     session: Session, asked: SpaceOptions, settings: QuantizeOptions, level: int, search: OptimizeOptions
 ) -> TuneJob:
-    budget = budget_words(asked)
-    parts = (session.fingerprint(), asked, settings, level, search, session.data.model_dump(mode="json"))
-    return TuneJob(
-        model=str(session.model.resolve()), budget=budget, level=level, job=job_hash("tune", *map(repr, parts))
+    engine = session.engine_options.name
+    job = TUNE.identity(
+        engine=auto_engine()[0] if engine == AUTO else engine,
+        model_sha256=session.fingerprint(),
+        asked=asked,
+        quantize=settings,
+        data=session.data,
+        level=level,
+        search=search,
+        rules=load_all_rules(),
     )
+    return TuneJob(model=str(session.model.resolve()), budget=budget_words(asked), level=level, job=job)
 
 
 @contextmanager
@@ -102,7 +111,7 @@ def _claimed(out: Path, job: TuneJob) -> Iterator[None]:
         raise OutputExistsError("the directory holds something else", where=str(out), fix="Give an empty one")
     if (out / JOB).is_file() and read_record(out / JOB, TuneJob).job != job.job:
         raise OutputExistsError(
-            "another tune was begun here (another model, budget, texts, widths or version)",
+            "another tune was begun here (another model, budget, texts, engine, option or version)",
             where=str(out),
             fix="Repeat that one's arguments to go on with it, or give an empty directory",
         )

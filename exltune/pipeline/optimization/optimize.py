@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exltune.errors import NonFiniteError, UsageError
-from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.reporter import Reporter, tell_peaks
 from exltune.pipeline.common.session import Session
 from exltune.pipeline.measurement.measured import can_score
 from exltune.pipeline.optimization.search import run_rounds, score_baselines
 from exltune.report.fused import unfused_note
+from exltune.schema.base import TOLD
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import CACHE_K, CACHE_V, Choice
@@ -44,6 +44,7 @@ from exltune.search.space.space import Space, SpaceOptions, search_space
 from exltune.store.files import locked, refuse_existing_file
 from exltune.store.records import write_recipe
 from exltune.store.score_cache import CachedRows
+from exltune.store.stages import KNOBS, SEARCH
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class OptimizeOptions:
     rules: tuple[Heuristics, ...] = ()
     front: tuple[float, ...] = ()
     sampler: str = "tpe"
-    storage: str | None = None
+    storage: str | None = field(default=None, metadata={TOLD: True})
     seconds: float | None = None
 
     def bounds(self) -> tuple[str, ...]:
@@ -163,7 +164,10 @@ class _Run:
         with self.reporter.stage("Scoring baselines") as progress:
             score_baselines([one for many in self.baselines for one in many], scores, history, progress)
         storage = open_storage(self._storage_url())
-        study = knob_study(storage, self._knobs_key(), self.sampler, objectives=self.objectives)
+        name = self._study_name(scores.cache.engine.name)
+        study = knob_study(storage, name, self.sampler, objectives=self.objectives)
+            storage, self._study_name(scores.cache.engine.name), self.sampler, objectives=self.objectives
+        )
         knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
         search = Search(self.problems, self.settings.search, rows, history, knobs)
         run_rounds(search, scores, self.reporter, seconds=self.settings.seconds)
@@ -265,15 +269,18 @@ class _Run:
             return self.settings.storage
         return f"sqlite:///{self.out.with_suffix('.search.db').resolve()}"
 
-    def _knobs_key(self) -> str:
-        """Names the study in its storage: what is searched with which settings, for which output."""
-        detail = self.measurement.exltune
-        budgets = [problem.budget_bytes for problem in self.problems]
-        units = [(unit.id, [option.choice for option in unit.options]) for unit in self.problems[0].units]
-        defaults = (self.problems[0].head_choice, dict(self.problems[0].extras))
-        rules = [one.model_dump() for one in self.rules]
-        parts = (detail.provenance.model_dump(), detail.quant_sha256, budgets, units, defaults, rules, str(self.out))
-        return job_hash("knobs", *parts)[:16]
+    def _study_name(self, engine: str) -> str:
+        """Names what is searched, with which rules to turn, for which output."""
+        first = self.problems[0]
+        search = SEARCH.identity(
+            engine=engine,
+            measurement=self.measurement,
+            budgets=[problem.budget_bytes for problem in self.problems],
+            units=[(unit.id, [option.choice for option in unit.options]) for unit in first.units],
+            defaults=(first.head_choice, first.extras),
+        )
+        knobs = KNOBS.identity(search=search, rules=self.rules)
+        return f"{knobs[:16]} {self.out.stem}" if self.out is not None else knobs[:16]
 
 
 def _at(asked: SpaceOptions, targets: Sequence[float]) -> Iterator[SpaceOptions]:

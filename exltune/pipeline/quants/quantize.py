@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exltune.build import assemble_quant
@@ -24,7 +24,6 @@ from exltune.exl3.codebooks import Codebook, check_bits
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import check_same_model, load_unquantized
-from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.common.session import Session
 from exltune.quantize import TensorJob, all_jobs, check_weights, quantize_tensors
@@ -37,6 +36,7 @@ from exltune.store.files import exclusive, new_directory
 from exltune.store.names import RECORD
 from exltune.store.quants.directories import BaseQuant, check_weights_of, quant_dirs, read_base_quant
 from exltune.store.records import read_record, write_record
+from exltune.store.stages import QUANT, TENSORS
 from exltune.store.tensors import TensorStore
 
 
@@ -116,13 +116,22 @@ def _engine(session: Session, settings: QuantizeOptions) -> Engine:
 
 
 class _Run:
-    """One quantization with its token set, its job hash and its store of finished tensors."""
+    """One quantization with its token set, and its store of finished tensors, the same for further widths."""
 
     def __init__(self, session: Session, out: Path, settings: QuantizeOptions) -> None:
         self.session, self.engine, self.out, self.settings = session, session.engine, out, settings
-        self.tokens, engine = session.token_sets[Split.CALIBRATION], session.engine
-        self.job = job_hash("quantize", session.fingerprint(), self.tokens.info.sha256, settings.codebook, engine.name)
-        self.store = TensorStore(out / ".exltune" / self.job[:16])
+        self.tokens = session.token_sets[Split.CALIBRATION]
+        self.tensors = TENSORS.identity(
+            engine=session.engine.name,
+            model_sha256=session.fingerprint(),
+            tokens_sha256=self.tokens.info.sha256,
+            options=replace(settings, widths=(), head_bits=()),
+        )
+        self.store = TensorStore(out / ".exltune" / self.tensors[:16])
+
+    def job(self, bits: float) -> str:
+        """The identity of the base quant at a width."""
+        return QUANT.identity(tensors=self.tensors, bits=bits, head_bits=self.settings.head_of(bits))
 
     @property
     def inventory(self) -> Inventory:
@@ -158,7 +167,7 @@ class _Run:
         if not directory.exists() or not any(directory.iterdir()):
             return False
         try:
-            done = read_record(directory / RECORD, QuantRecord).job == self.job
+            done = read_record(directory / RECORD, QuantRecord).job == self.job(bits)
         except (DataError, CorruptFileError):
             done = False
         if not done:
@@ -211,7 +220,7 @@ class _Run:
             shutil.rmtree(work_dir)
 
     def _work_dir(self, bits: float) -> Path:
-        return self.out / ".exltune" / f"{self.job[:16]}-{self.settings.directory(bits)}"
+        return self.out / ".exltune" / f"{self.tensors[:16]}-{self.settings.directory(bits)}"
 
     def _check_weights(self, reporter: Reporter) -> None:
         with reporter.stage("Checking weights") as progress:
@@ -250,7 +259,7 @@ class _Run:
             bits=bits,
             head_bits=self.settings.head_of(bits),
             codebook=self.settings.codebook,
-            job=self.job,
+            job=self.job(bits),
             rare_experts=tuple(sorted({key.rpartition(".")[0] for key, note in notes.items() if note.rare})),
             tensors={
                 key: TensorErrors(proxy_err=note.stats.proxy_err, rfn=note.stats.rfn, feedback=note.stats.feedback)

@@ -17,7 +17,6 @@ from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG, PendingTensor
 from exltune.inventory import load_unquantized
-from exltune.pipeline.common.jobs import job_hash
 from exltune.pipeline.common.session import Session
 from exltune.pipeline.quants.build import check_planned
 from exltune.quantize import TensorJob, check_weights, quantize_tensors
@@ -28,6 +27,7 @@ from exltune.schema.tokens import Split
 from exltune.store.files import new_directory
 from exltune.store.names import RECIPE
 from exltune.store.records import write_recipe
+from exltune.store.stages import REQUANTIZE
 from exltune.store.tensors import TensorStore
 
 
@@ -67,12 +67,17 @@ class _Run:
     def __init__(self, session: Session, recipe: Recipe, codebook: Codebook, out: Path) -> None:
         self.session, self.recipe, self.codebook = session, recipe, codebook
         self.engine, self.tokens = session.engine, session.token_sets[Split.CALIBRATION]
-        engine, tokens = self.engine, self.tokens
-        self.bits = resolve_recipe(recipe, engine.inventory)
+        self.bits = resolve_recipe(recipe, self.engine.inventory)
         self.head_bits = recipe.head_bits or DEFAULT_HEAD_BITS
-        fingerprint = session.fingerprint()
-        parts = ("requantize", fingerprint, tokens.info.sha256, codebook, engine.name, self.bits, self.head_bits)
-        self.work_dir = out.resolve().with_name(f".{out.name}.{job_hash(*parts)[:16]}")
+        job = REQUANTIZE.identity(
+            engine=session.engine.name,
+            model_sha256=session.fingerprint(),
+            tokens_sha256=self.tokens.info.sha256,
+            codebook=codebook,
+            bits=self.bits,
+            head_bits=self.head_bits,
+        )
+        self.work_dir = out.resolve().with_name(f".{out.name}.{job[:16]}")
 
     def check(self) -> None:
         """Raises: UsageError for bits that do not exist, or another model than the recipe's."""
