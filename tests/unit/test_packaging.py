@@ -8,6 +8,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def declared() -> dict[str, Requirement]:
     return named([*PROJECT["dependencies"], *users])
 
 
+@cache
 def imported() -> dict[str, set[str]]:
     """Distribution -> the modules of exltune that import it, lazily or for types too."""
     owners = importlib.metadata.packages_distributions()

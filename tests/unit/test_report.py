@@ -102,9 +102,7 @@ def _first_probe(measurement: Measurement, **changes: Any) -> Measurement:
     return _with(measurement, groups=(first.model_copy(update={"probes": probes}), *rest))
 
 
-def test_without_plotly_the_extra_is_named(
-    small: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_plotly_the_extra_is_named(small: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly", None)
     arguments = ("report", _write(tmp_path, small), "--out", tmp_path / "report.html")
     fail(2, "pip install 'exltune[report]'", here=tmp_path, arguments=arguments)
