@@ -69,7 +69,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise runtime.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(runtime.importlib.metadata, "version", absent)
-    with pytest.raises(EngineError, match=r"exllamav3 is not installed.*pip install 'exltune\[exllamav3\]'"):
+    with pytest.raises(EngineError, match=r"exllamav3 is not installed.*pip install 'exllamav3[<>]"):
         runtime.import_exllamav3()
 
 

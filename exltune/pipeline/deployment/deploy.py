@@ -19,7 +19,7 @@ from exltune.pipeline.deployment.plan import PlanOptions
 from exltune.pipeline.deployment.plan import plan as plan_fit
 from exltune.pipeline.optimization.recipe_model import config_of_recipe
 from exltune.publish.tabby_family import Family, family_of
-from exltune.publish.tabby_fields import EXLLAMAV3_VERSION, TABBYAPI_COMMIT, TOOL_FORMATS
+from exltune.publish.tabby_fields import TABBYAPI_COMMIT, TOOL_FORMATS
 from exltune.publish.tabby_files import (
     COMPOSE,
     CONFIG,
@@ -31,6 +31,7 @@ from exltune.publish.tabby_files import (
     model_config_text,
 )
 from exltune.publish.tabby_tokens import TOKENS, copy_tokens, write_new_tokens
+from exltune.requirements import lowest
 from exltune.schema.defaults import DEFAULT_CHUNK, DEFAULT_SLOTS
 from exltune.schema.deploy import Deployment, DeployReport, DraftSettings, TabbySettings
 from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Overheads, SizeUnit, Use
@@ -105,7 +106,7 @@ def plan_deployment(source: Path, options: DeployOptions) -> Deployment:
     return Deployment(
         exltune_version=__version__,
         tabbyapi_commit=TABBYAPI_COMMIT,
-        exllamav3_version=EXLLAMAV3_VERSION,
+        exllamav3_version=lowest("exllamav3"),
         models_dir=str(models_dir),
         model_name=name,
         settings=_settings(plan, use, options, family),
