@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCAB, TinyModel
 
 from exltune.engines.exllamav3.chunks import Chunks
 from exltune.engines.exllamav3.engine import ExllamaEngine
@@ -20,6 +19,7 @@ from exltune.engines.exllamav3.worker import Worker
 from exltune.errors import EngineError, MissingTensorError, NonFiniteError, QuantMismatchError, StorageError
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.score import Score
+from exltune.testing.tiny_models import VOCAB, TinyModel
 from tests.standin.devices import exllamav3_devices
 
 pytestmark = pytest.mark.gpu

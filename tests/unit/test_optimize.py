@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import exltune
-from laws import CONFIG, INVENTORY, WIDTHS, Law, LawEngine, measured, memory_for, random_law, tokens_of
+from laws import LawEngine, memory_for, tokens_of
 
 import exltune.pipeline.optimization.optimize as pipeline
 from exltune.budget import Limits, ModelProfile, fit_mix, mix_weights, model_profile
@@ -23,6 +23,7 @@ from exltune.schema.tokens import Split
 from exltune.search import SearchOptions, open_storage
 from exltune.search.space.space import AUTO, SpaceOptions
 from exltune.store.records import read_recipe, write_record
+from exltune.testing.laws import CONFIG, INVENTORY, WIDTHS, Law, measured, random_law
 
 _ROWS, _FRESH = 8, 12
 _SHORT = OptimizeOptions(search=SearchOptions(passes=6, batch=5))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import INVENTORY, WIDTHS, Law, LawEngine, bpw_range, measured, random_law, run_search
+from laws import LawEngine, bpw_range, run_search
 
 from exltune.search import (
     History,
@@ -20,6 +20,7 @@ from exltune.search import (
     open_storage,
     search_problem,
 )
+from exltune.testing.laws import INVENTORY, WIDTHS, Law, measured, random_law
 
 
 def _problem(law: Law, target: float, *, rows: int = 8, **changes: object) -> SearchProblem:

@@ -51,6 +51,7 @@ class ExllamaEngine:
     """
 
     name = "exllamav3"
+    needs_gpu = True
 
     def __init__(
         self,

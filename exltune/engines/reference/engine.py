@@ -42,6 +42,7 @@ class ReferenceEngine:
     """
 
     name = "reference"
+    needs_gpu = False
 
     def __init__(
         self,

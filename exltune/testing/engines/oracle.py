@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from standin.cache import dequantize, quantize
-from tiny_models import TinyModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from exltune.exl3.directory import QuantDir
 from exltune.schema.mix import REFERENCE, Mix
+from exltune.testing.cache_kernels import dequantize, quantize
+from exltune.testing.tiny_models import TinyModel
 
 
 def whole_model(model: TinyModel, mix: Mix, folder: Path) -> PreTrainedModel:

@@ -106,7 +106,7 @@ def make_tiny_model(root: Path, config: Mapping[str, Any], seed: int = 0) -> Tin
         weight = first.dequantize().T[: spec.out_features, : spec.in_features]
         noise = torch.randn(weight.shape, generator=generator) * weight.std() * 0.1
         checkpoint[f"{spec.key}.weight"] = (weight + noise).bfloat16()
-        if spec.bias:
+        if first.bias is not None:
             checkpoint[f"{spec.key}.bias"] = first.bias[: spec.out_features].bfloat16()
     if inventory.tied_head:
         checkpoint["model.embed_tokens.weight"] = checkpoint.pop("lm_head.weight")
