@@ -17,6 +17,7 @@ from exltune.pipeline.measurement.measure import MeasureOptions, measure
 from exltune.pipeline.optimization.optimize import OptimizeOptions, optimize
 from exltune.pipeline.quants.build import build
 from exltune.pipeline.quants.quantize import QuantizeOptions, quantize
+from exltune.schema.defaults import WIDE_WIDTHS
 from exltune.schema.evaluation import Evaluation, TuneResult, Verdict
 from exltune.schema.hardware import FP16_CACHE, CacheBits
 from exltune.schema.measurement import Measurement
@@ -31,7 +32,7 @@ from exltune.store.records import read_recipe, read_record, write_record
 from exltune.store.stages import TUNE
 
 #: What the demo begins with, as the command line does where --bits is not given.
-WIDE = QuantizeOptions((2, 2.5, 3, 3.5, 4, 5, 6, 8), (3, 4, 5, 6, 6, 6, 6, 8))
+WIDE = QuantizeOptions(WIDE_WIDTHS, (3, 4, 5, 6, 6, 6, 6, 8))
 
 
 def tune(

@@ -5,6 +5,9 @@ from __future__ import annotations
 #: Bit widths of the base quants.
 DEFAULT_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 
+#: Those of a tune: half rates too, where the codebook has them.
+WIDE_WIDTHS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+
 #: Bits of the output head: exllamav3's default.
 DEFAULT_HEAD_BITS = 6.0
 

@@ -455,7 +455,7 @@ def test_a_measurement_of_another_model(bench: Bench) -> None:
 
 def test_bad_times_and_samplers_on_the_command_line(tmp_path: Path) -> None:
     for option, value, word in (
-        ("--time", "soon", "no time"),
+        ("--time", "soon", "not a time"),
         ("--time", "45", "no unit"),
         ("--front", "x", "no list"),
         ("--head-bits", "all", "no list"),

@@ -166,8 +166,6 @@ class _Run:
         storage = open_storage(self._storage_url())
         name = self._study_name(scores.cache.engine.name)
         study = knob_study(storage, name, self.sampler, objectives=self.objectives)
-            storage, self._study_name(scores.cache.engine.name), self.sampler, objectives=self.objectives
-        )
         knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
         search = Search(self.problems, self.settings.search, rows, history, knobs)
         run_rounds(search, scores, self.reporter, seconds=self.settings.seconds)

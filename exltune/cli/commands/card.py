@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import RichReporter, errors_in_one_line, print_json
+from exltune.cli.console import RichReporter, print_json
+from exltune.cli.registry import Section, command
 
 _Outs = Annotated[
     list[Path], typer.Argument(metavar="OUT...", help="Directories of exltune tune, or EXL3 directories of one model.")
@@ -33,7 +34,9 @@ _Gpus = Annotated[
 ]
 
 
+@command(Section.SHIP, 2)
 def card(
+    *,
     outs: _Outs,
     out: Annotated[Path, typer.Option("--out", "-o", help="The card; its sources go beside it.")] = Path("README.md"),
     evaluation: _Evaluation = None,
@@ -46,27 +49,25 @@ def card(
     ] = None,
     gpus: _Gpus = None,
     cache: Annotated[str, typer.Option("--cache", help="Bits of the cache's keys and values, or fp16.")] = "fp16",
-    force: options.Force = False,
-    json: options.Json = False,
+    result: options.OutputFlags,
 ) -> None:
     """Write the model card of finished quants: tables, plots and commands, every number from a file beside it."""
-    with errors_in_one_line(json):
-        from exltune.errors import UsageError
-        from exltune.pipeline.publication.card import CardOptions
-        from exltune.pipeline.publication.card import card as run
-        from exltune.schema.card import License
+    from exltune.errors import UsageError
+    from exltune.pipeline.publication.card import CardOptions
+    from exltune.pipeline.publication.card import card as run
+    from exltune.schema.card import License
 
-        if license is None and (license_name or license_link):
-            raise UsageError("--license-name and --license-link go with --license", fix="Add --license other")
-        asked = CardOptions(
-            base_model=base_model,
-            license=None if license is None else License(id=license, name=license_name, link=license_link),
-            repo_id=repo_id,
-            gpus=tuple(gpus or ()),
-            cache=cache,
-        )
-        made = run(outs, out, evaluations=evaluation or (), options=asked, force=force, reporter=RichReporter())
-        if json:
-            print_json(made.model_dump(mode="json"))
-        else:
-            typer.echo(f"{made.card}: {', '.join(made.branches)}")
+    if license is None and (license_name or license_link):
+        raise UsageError("--license-name and --license-link go with --license", fix="Add --license other")
+    asked = CardOptions(
+        base_model=base_model,
+        license=None if license is None else License(id=license, name=license_name, link=license_link),
+        repo_id=repo_id,
+        gpus=tuple(gpus or ()),
+        cache=cache,
+    )
+    made = run(outs, out, evaluations=evaluation or (), options=asked, force=result.force, reporter=RichReporter())
+    if result.json:
+        print_json(made.model_dump(mode="json"))
+    else:
+        typer.echo(f"{made.card}: {', '.join(made.branches)}")

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import errors_in_one_line, output, print_json
+from exltune.cli.console import output, print_json
+from exltune.cli.registry import Group, Section
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from exltune.schema.probe import ProbeContext, ShownProbe, StoredSet
 
-measurements = typer.Typer(
-    name="measurements", help="See, merge and export what was measured: finished probes.", no_args_is_help=True
-)
+group = Group("measurements", "See, merge and export what was measured: finished probes.", Section.LOOK, 3)
 
 Store = Annotated[
     str,
@@ -26,37 +25,35 @@ Store = Annotated[
 ]
 
 
-@measurements.command(name="list")
+@group.command("list")
 def list_(store: Store, json: options.Json = False) -> None:
     """What a store holds: models, tokens, quants, counts, when."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.measurement.measurements import listed
+    from exltune.pipeline.measurement.measurements import listed
 
-        found = listed(store)
-        if json:
-            print_json({"sets": [one.model_dump(mode="json") for one in found]})
-        else:
-            output().print(_sets_table(found))
+    found = listed(store)
+    if json:
+        print_json({"sets": [one.model_dump(mode="json") for one in found]})
+    else:
+        output().print(_sets_table(found))
 
 
-@measurements.command()
+@group.command()
 def show(
     store: Store,
     name: Annotated[str, typer.Argument(metavar="NAME", help="A mix (3.attn.o@2, uniform@3) or a group (3.attn.o).")],
     json: options.Json = False,
 ) -> None:
     """Scores of one mix or group with their intervals."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.measurement.measurements import shown
+    from exltune.pipeline.measurement.measurements import shown
 
-        found = shown(store, name)
-        if json:
-            print_json({"probes": [probe.model_dump(mode="json") for probe in found]})
-        else:
-            output().print(_probes_table(found))
+    found = shown(store, name)
+    if json:
+        print_json({"probes": [probe.model_dump(mode="json") for probe in found]})
+    else:
+        output().print(_probes_table(found))
 
 
-@measurements.command()
+@group.command()
 def merge(
     store: Store,
     sources: Annotated[
@@ -65,32 +62,29 @@ def merge(
     json: options.Json = False,
 ) -> None:
     """Take other stores into one. Merging twice changes nothing; different numbers for the same probe are an error."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.measurement.measurements import merged
+    from exltune.pipeline.measurement.measurements import merged
 
-        done = merged(store, sources)
-        if json:
-            print_json(done.model_dump(mode="json"))
-        else:
-            typer.echo(f"{done.store}: {done.added} probes added, {done.known} were there")
+    done = merged(store, sources)
+    if json:
+        print_json(done.model_dump(mode="json"))
+    else:
+        typer.echo(f"{done.store}: {done.added} probes added, {done.known} were there")
 
 
-@measurements.command()
+@group.command()
 def export(
     store: Store,
     out: Annotated[Path, typer.Option("--out", "-o", help="NAME.jsonl or NAME.csv.", show_default=False)],
-    force: options.Force = False,
-    json: options.Json = False,
+    result: options.OutputFlags,
 ) -> None:
     """Write all probes as JSON lines or CSV, exact to the last bit; merge reads both."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.measurement.measurements import exported
+    from exltune.pipeline.measurement.measurements import exported
 
-        count = exported(store, out, force=force)
-        if json:
-            print_json({"file": str(out), "probes": count})
-        else:
-            typer.echo(f"{out}: {count} probes")
+    count = exported(store, out, force=result.force)
+    if result.json:
+        print_json({"file": str(out), "probes": count})
+    else:
+        typer.echo(f"{out}: {count} probes")
 
 
 def _sets_table(sets: Sequence[StoredSet]) -> Table:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exltune.cli import memory, options
-from exltune.cli.console import errors_in_one_line, output, print_json
+from exltune.cli import options
+from exltune.cli.console import output, print_json
+from exltune.cli.registry import Section, command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,62 +32,43 @@ _Bits = Annotated[
 _HeadBits = Annotated[
     float | None, typer.Option("--head-bits", help="Bits of the output head: 6 unless given.", show_default=False)
 ]
-_TargetBpw = Annotated[
-    float | None, typer.Option("--target-bpw", help="The most bpw, in exllamav3's count.", show_default=False)
-]
-_Model = Annotated[
-    Path | None, typer.Option("--model", help="Model or config that a recipe belongs to.", show_default=False)
-]
-_Calibrate = Annotated[
-    Path | None, typer.Option("--calibrate", help="Readings of a real machine (JSON).", show_default=False)
-]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _MemoryFlags(options.MemoryFlags):
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="Bits of the cache's keys and values, such as 5,4, or fp16.")
+    ] = "fp16"
+
+
+@command(Section.PLAN, 1)
 def plan(
+    *,
     source: _Source,
-    gpus: memory.Gpus = None,
-    vram: memory.Vram = None,
-    context: memory.Context = None,
-    cache: memory.Cache = "fp16",
+    memory: _MemoryFlags,
     bits: _Bits = None,
     head_bits: _HeadBits = None,
-    target_bpw: _TargetBpw = None,
-    size: memory.Size = None,
-    chunk: memory.Chunk = memory.CHUNK,
-    slots: memory.Slots = memory.SLOTS,
-    tensor_parallel: memory.TensorParallel = False,
-    ram: memory.Ram = None,
-    offload_layers: memory.OffloadLayers = 0,
-    model: _Model = None,
-    calibrate: _Calibrate = None,
+    model: options.RecipeModel = None,
+    calibrate: options.Calibrate = None,
     json: options.Json = False,
 ) -> None:
     """Say what fits: weights, KV cache and overheads on your GPUs. Exit code 4 where it does not."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.deployment.plan import PlanOptions
-        from exltune.pipeline.deployment.plan import plan as run
-        from exltune.schema.hardware import Use
+    from exltune.pipeline.deployment.plan import PlanOptions
+    from exltune.pipeline.deployment.plan import plan as run
 
-        found = run(
-            source,
-            memory.limits(gpus, vram, ram, target_bpw, size),
-            Use(
-                context=context,
-                cache=memory.cache_bits(cache),
-                chunk=chunk,
-                slots=slots,
-                tensor_parallel=tensor_parallel,
-                offload_layers=offload_layers,
-            ),
-            options=PlanOptions(bits, head_bits),
-            model=model,
-            readings=calibrate,
-            unit=memory.shown_unit(gpus, vram, size, ram),
-        )
-        if json:
-            print_json(found.model_dump(mode="json"))
-        else:
-            _show(found)
+    found = run(
+        source,
+        memory.limits(),
+        memory.use().model_copy(update={"cache": memory.cache_bits()}),
+        options=PlanOptions(bits, head_bits),
+        model=model,
+        readings=calibrate,
+        unit=memory.unit(),
+    )
+    if json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        _show(found)
     if not found.fits:
         raise typer.Exit(DOES_NOT_FIT)
 

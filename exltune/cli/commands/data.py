@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
+from exltune.cli.console import RichReporter, output, print_json
+from exltune.cli.flags import Only
+from exltune.cli.registry import Group, Section
 from exltune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,76 +18,57 @@ if TYPE_CHECKING:
 
     from exltune.schema.tokens import DataReport, ExpertUse
 
-data = typer.Typer(name="data", help="Look at the token sets, or write one to a file.", no_args_is_help=True)
+group = Group("data", "Look at the token sets, or write one to a file.", Section.TEXTS, 1)
 
 _SETS = ("calibration", "search", "selection", "held_out")
 #: Rare experts that a line names.
 _NAMED = 6
 
 
-@data.callback()
-def root() -> None:
-    """Look at the token sets, or write one to a file."""
-
-
-@data.command()
+@group.command()
 def inspect(
+    *,
     model: options.Model,
-    data: options.Data = None,
-    weights: options.Weights = None,
-    samples: options.Samples = None,
-    sample_tokens: options.SampleTokens = None,
-    rows: options.Rows = options.ROWS,
-    row_length: options.RowLength = options.ROW_LENGTH,
-    seed: options.Seed = 0,
+    data: options.DataFlags,
     experts: Annotated[
         bool, typer.Option("--experts/--no-experts", help="Run the calibration set to see which experts it reaches.")
     ] = True,
     minimum: Annotated[int, typer.Option("--minimum", min=1, help="Tokens below which an expert counts as rare.")] = 64,
-    engine: options.EngineName = "auto",
+    engine: Annotated[options.EngineFlags, Only("engine")],
     json: options.Json = False,
 ) -> None:
     """Show tokens by set and domain, rows left out, overlap, and for MoE which experts see how many tokens."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.texts.inspect import inspect_data
+    from exltune.pipeline.texts.inspect import inspect_data
 
-        texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
-        found = inspect_data(model, texts, experts=experts, minimum=minimum, engine=engine, reporter=RichReporter())
-        if json:
-            print_json(found.model_dump(mode="json"))
-        else:
-            _show(found)
+    texts = data.options()
+    found = inspect_data(model, texts, experts=experts, minimum=minimum, engine=engine.engine, reporter=RichReporter())
+    if json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        _show(found)
 
 
-@data.command()
+@group.command()
 def export(
+    *,
     model: options.Model,
-    out: options.Out,
     which: Annotated[str, typer.Option("--set", help=f"One of {', '.join(_SETS)}.")] = _SETS[0],
-    data: options.Data = None,
-    weights: options.Weights = None,
-    samples: options.Samples = None,
-    sample_tokens: options.SampleTokens = None,
-    rows: options.Rows = options.ROWS,
-    row_length: options.RowLength = options.ROW_LENGTH,
-    seed: options.Seed = 0,
-    force: options.Force = False,
-    json: options.Json = False,
+    data: options.DataFlags,
+    result: options.ResultFlags,
 ) -> None:
     """Write a token set as packed tokens, which exllamav3's convert takes with --cal_data and exltune with --data."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.texts.inspect import export_set
-        from exltune.schema.tokens import Split
+    from exltune.pipeline.texts.inspect import export_set
+    from exltune.schema.tokens import Split
 
-        if which not in _SETS:
-            raise UsageError(f"there is no set {which!r}", fix=f"Choose one of: {', '.join(_SETS)}")
-        texts = options.texts(data, weights, samples, sample_tokens, rows, row_length, seed)
-        found = export_set(model, texts, Split(which), out, force=force)
-        if json:
-            print_json({"out": str(out), **found.model_dump(mode="json")})
-        else:
-            shape = f"-cr {found.rows} -cc {found.row_length}"
-            typer.echo(f"{out}: {found.tokens:,} tokens; for exllamav3's convert: --cal_data {out} {shape}")
+    if which not in _SETS:
+        raise UsageError(f"there is no set {which!r}", fix=f"Choose one of: {', '.join(_SETS)}")
+    texts = data.options()
+    found = export_set(model, texts, Split(which), result.out, force=result.force)
+    if result.json:
+        print_json({"out": str(result.out), **found.model_dump(mode="json")})
+    else:
+        shape = f"-cr {found.rows} -cc {found.row_length}"
+        typer.echo(f"{result.out}: {found.tokens:,} tokens; for exllamav3's convert: --cal_data {result.out} {shape}")
 
 
 def _show(found: DataReport) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import RichReporter, errors_in_one_line, output, print_json
+from exltune.cli.console import RichReporter, output, print_json
+from exltune.cli.registry import Section, command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from exltune.schema.push import PushResult
 
 
+@command(Section.SHIP, 3)
 def push(
+    *,
     outs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="What the card was made of.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="The repository, OWNER/NAME.")],
     card: Annotated[
@@ -37,27 +40,26 @@ def push(
     json: options.Json = False,
 ) -> None:
     """Bring finished quants to the Hugging Face Hub: a branch for each, the card on main. Run again, it goes on."""
-    with errors_in_one_line(json):
-        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # exported lazily
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # exported lazily
 
-        from exltune.pipeline.publication.push import PushOptions
-        from exltune.pipeline.publication.push import push as run
+    from exltune.pipeline.publication.push import PushOptions
+    from exltune.pipeline.publication.push import push as run
 
-        if not sys.stderr.isatty():
-            disable_progress_bars()
-        asked = PushOptions(
-            repo_id=repo_id,
-            card=card,
-            branches=tuple(branch or ()),
-            private=private,
-            dry_run=dry_run,
-            token_file=token_file,
-        )
-        done = run(outs, asked, reporter=RichReporter())
-        if json:
-            print_json(done.model_dump(mode="json"))
-        else:
-            _show(done)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    asked = PushOptions(
+        repo_id=repo_id,
+        card=card,
+        branches=tuple(branch or ()),
+        private=private,
+        dry_run=dry_run,
+        token_file=token_file,
+    )
+    done = run(outs, asked, reporter=RichReporter())
+    if json:
+        print_json(done.model_dump(mode="json"))
+    else:
+        _show(done)
 
 
 def _show(done: PushResult) -> None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exltune.cli import memory, options
-from exltune.cli.console import errors_in_one_line, output, print_json
+from exltune.cli import options
+from exltune.cli.console import output, print_json
+from exltune.cli.flags import Only
+from exltune.cli.registry import Section, command
 from exltune.errors import BudgetError, UsageError
 
 if TYPE_CHECKING:
@@ -18,14 +20,15 @@ if TYPE_CHECKING:
     from exltune.schema.tradeoff import Tradeoff, TradeoffRow
 
 
+@command(Section.PLAN, 2)
 def tradeoff(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What measure wrote.")],
+    *,
+    file: options.MeasurementFile,
     contexts: Annotated[
         str,
         typer.Option("--contexts", help="Tokens in the KV cache, such as 32768,65536,131072.", show_default=False),
     ],
-    vram: memory.Vram = None,
-    gpus: memory.Gpus = None,
+    memory: Annotated[options.MemoryFlags, Only("vram", "gpus", "chunk", "slots", "tensor_parallel")],
     caches: Annotated[
         str | None,
         typer.Option(
@@ -34,50 +37,42 @@ def tradeoff(
             show_default="fp16 and eight from 8,8 to 2,2",
         ),
     ] = None,
-    head_bits: Annotated[
-        str | None, typer.Option("--head-bits", help="Bits of the head, or auto to choose them.", show_default=False)
-    ] = None,
-    chunk: memory.Chunk = memory.CHUNK,
-    slots: memory.Slots = memory.SLOTS,
-    tensor_parallel: memory.TensorParallel = False,
+    head_bits: options.OneHead = None,
     model: Annotated[
         Path | None, typer.Option("--model", help="The model or its config.json, if it moved.", show_default=False)
     ] = None,
-    png: Annotated[Path | None, typer.Option("--png", help="Draw it there too.", show_default=False)] = None,
-    force: options.Force = False,
-    json: options.Json = False,
+    png: options.Png = None,
+    result: options.OutputFlags,
 ) -> None:
     """Predict what context and cache bits cost: the best bpw and KL beside every cache at every context.
 
     Exit code 4 where nothing fits at all.
     """
-    with errors_in_one_line(json):
-        from exltune.pipeline.optimization.tradeoff import DEFAULT_CACHES, TradeoffOptions
-        from exltune.pipeline.optimization.tradeoff import tradeoff as run
-        from exltune.schema.hardware import Use
+    from exltune.pipeline.optimization.tradeoff import DEFAULT_CACHES, TradeoffOptions
+    from exltune.pipeline.optimization.tradeoff import tradeoff as run
 
-        found = run(
-            file,
-            TradeoffOptions(
-                limits=memory.limits(gpus, vram, None, None, None),
-                contexts=_contexts(contexts),
-                caches=DEFAULT_CACHES if caches is None else _caches(caches),
-                head=options.parse_head(head_bits),
-                use=Use(chunk=chunk, slots=slots, tensor_parallel=tensor_parallel),
-            ),
-            model=model,
-            png=png,
-            force=force,
-            unit=memory.shown_unit(gpus, vram),
-        )
-        if json:
-            print_json(found.model_dump(mode="json"))
-        else:
-            output().print(_table(found))
-            for line in (*_lines(found), *([] if png is None else [png])):
-                typer.echo(line)
-        if not any(row.fits for row in found.rows):
-            raise typer.Exit(BudgetError.exit_code)
+    found = run(
+        file,
+        TradeoffOptions(
+            limits=memory.limits(),
+            contexts=_contexts(contexts),
+            caches=DEFAULT_CACHES if caches is None else _caches(caches),
+            head=options.parse_head(head_bits),
+            use=memory.use(),
+        ),
+        model=model,
+        png=png,
+        force=result.force,
+        unit=memory.unit(),
+    )
+    if result.json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        output().print(_table(found))
+        for line in (*_lines(found), *([] if png is None else [png])):
+            typer.echo(line)
+    if not any(row.fits for row in found.rows):
+        raise typer.Exit(BudgetError.exit_code)
 
 
 def _table(trade: Tradeoff) -> Table:

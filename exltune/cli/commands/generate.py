@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import RichReporter, errors_in_one_line, print_json
+from exltune.cli.console import RichReporter, print_json
+from exltune.cli.registry import Section, command
 from exltune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 _NEEDS_URL = "Give --url, or leave {} out"
 
 
+@command(Section.TEXTS, 2)
 def generate(
+    *,
     model: options.Model,
     prompts: Annotated[
         Path, typer.Option("--prompts", help="A prompt on each line, or .jsonl with prompt, messages or text.")
@@ -43,35 +46,33 @@ def generate(
     ] = None,
     parallel: Annotated[int, typer.Option("--parallel", min=1, help="Requests under way at once.")] = 8,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 600.0,
-    force: options.Force = False,
-    json: options.Json = False,
+    result: options.OutputFlags,
 ) -> None:
     """Let the model answer seed prompts and write JSON lines for --data. Resumes after a kill."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.texts.generate import generate as run
-        from exltune.schema.generate import GenerateOptions
+    from exltune.pipeline.texts.generate import generate as run
+    from exltune.schema.generate import GenerateOptions
 
-        found = run(
-            model,
-            prompts,
-            out,
-            GenerateOptions(
-                per_prompt=per_prompt,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-            ),
-            endpoint=_endpoint(url, served_model, key_file, parallel, timeout),
-            batch=batch,
-            force=force,
-            reporter=RichReporter(),
-        )
-        if json:
-            print_json(found.model_dump(mode="json"))
-        else:
-            typer.echo(f"{out}: {found.samples:,} samples, {found.tokens:,} tokens", nl=False)
-            typer.echo(f"; {found.cut:,} cut at {max_new_tokens:,} tokens, {found.empty:,} empty ones left out")
+    found = run(
+        model,
+        prompts,
+        out,
+        GenerateOptions(
+            per_prompt=per_prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        ),
+        endpoint=_endpoint(url, served_model, key_file, parallel, timeout),
+        batch=batch,
+        force=result.force,
+        reporter=RichReporter(),
+    )
+    if result.json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        typer.echo(f"{out}: {found.samples:,} samples, {found.tokens:,} tokens", nl=False)
+        typer.echo(f"; {found.cut:,} cut at {max_new_tokens:,} tokens, {found.empty:,} empty ones left out")
 
 
 def _endpoint(

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import errors_in_one_line, output, print_json
+from exltune.cli.console import output, print_json
+from exltune.cli.registry import Section, command
 
 if TYPE_CHECKING:
     from exltune.schema.explain import Explanation
 
 
+@command(Section.LOOK, 2)
 def explain(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="What optimize wrote, or any exllamav3 recipe.")],
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Model or config that the recipe belongs to.", show_default=False)
-    ] = None,
+    *,
+    recipe: options.Recipe,
+    model: options.RecipeModel = None,
     measurement: Annotated[
         Path | None,
         typer.Option("--measurement", help="What measure wrote: says what each group bought.", show_default=False),
@@ -27,21 +28,19 @@ def explain(
         list[Path] | None,
         typer.Option("--rules", help="Hand rules of your own to compare with; repeatable.", show_default=False),
     ] = None,
-    png: Annotated[Path | None, typer.Option("--png", help="Draw it there too.", show_default=False)] = None,
-    force: options.Force = False,
-    json: options.Json = False,
+    png: options.Png = None,
+    result: options.OutputFlags,
 ) -> None:
     """Show where a recipe's bits went, what they bought, and how it differs from the best hand rule."""
-    with errors_in_one_line(json):
-        from exltune.pipeline.optimization.explain import explain as run
+    from exltune.pipeline.optimization.explain import explain as run
 
-        found = run(recipe, model=model, measurement_file=measurement, rules=rules or (), png=png, force=force)
-        if json:
-            print_json(found.model_dump(mode="json"))
-        else:
-            _show(found)
-            if png is not None:
-                typer.echo(png)
+    found = run(recipe, model=model, measurement_file=measurement, rules=rules or (), png=png, force=result.force)
+    if result.json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        _show(found)
+        if png is not None:
+            typer.echo(png)
 
 
 def _show(found: Explanation) -> None:

@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import errors_in_one_line, print_json
+from exltune.cli.console import print_json
+from exltune.cli.registry import Section, command
 
 
+@command(Section.LOOK, 1)
 def report(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What measure wrote.")],
+    *,
+    file: options.MeasurementFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page: HTML that needs no network.")] = Path(
         "report.html"
     ),
@@ -23,16 +26,14 @@ def report(
     png: Annotated[
         Path | None, typer.Option("--png", metavar="DIR", help="Also draw PNGs into this folder.", show_default=False)
     ] = None,
-    force: options.Force = False,
-    json: options.Json = False,
+    result: options.OutputFlags,
 ) -> None:
     """Write a page of a measurement: KL by layer and role, intervals, KL against error, whether parts add up."""
-    with errors_in_one_line(json):
-        from exltune.report.measurement import report as run
+    from exltune.report.measurement import report as run
 
-        found = run(file, out, recipe=recipe, pictures=png, force=force)
-        if json:
-            print_json(found.model_dump(mode="json"))
-        else:
-            for path in (found.report, *found.pictures):
-                typer.echo(path)
+    found = run(file, out, recipe=recipe, pictures=png, force=result.force)
+    if result.json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        for path in (found.report, *found.pictures):
+            typer.echo(path)
