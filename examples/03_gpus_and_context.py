@@ -1,0 +1,33 @@
+"""The best mix for GPUs and a context, from a measurement: bits of weights and of the KV cache are chosen together.
+
+Usage: python examples/03_gpus_and_context.py [MEASUREMENT MODEL]
+Base quants are not needed: without them the best prediction is taken, and nothing is scored.
+"""
+
+import sys
+from pathlib import Path
+
+import exltune
+
+DEFAULTS = ("measurements/glm4moe.json", "models/glm4moe")
+MEASUREMENT, MODEL = sys.argv[1:3] if len(sys.argv) > 2 else DEFAULTS
+#: Cards of the size that is small for this small model.
+GPUS = "2x1200MiB"
+
+
+def main() -> None:
+    measurement = exltune.load_measurement(MEASUREMENT)
+    elsewhere = Path("no-quants-here")
+    for context in (512, 1024):
+        asked = {"gpus": GPUS, "context": context, "cache": "auto", "slots": 1}
+        try:
+            recipe = exltune.optimize(measurement, model=MODEL, **asked)
+        except exltune.errors.BudgetError as error:
+            print(f"{context} tokens: {error}")
+            continue
+        found = recipe.exltune
+        print(f"{context} tokens: {recipe.achieved_bpw:.3f} bpw by {found.source}, cache {found.cache or 'fp16'}")
+
+
+if __name__ == "__main__":
+    main()
