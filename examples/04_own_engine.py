@@ -1,6 +1,6 @@
 """An engine of your own, and the contract that every engine keeps: `exltune.testing` ships its tests.
 
-Usage: python examples/04_own_engine.py
+Usage: python examples/04_own_engine.py, or pytest examples/04_own_engine.py
 In a package of yours, pyproject.toml makes it known, and `--engine logged` or engine="logged" takes it:
 
     [project.entry-points."exltune.engines"]
@@ -8,6 +8,7 @@ In a package of yours, pyproject.toml makes it known, and `--engine logged` or e
 """
 
 import logging
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -42,4 +43,4 @@ class TestLoggedEngine(ScoreContract):
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, "-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
+    sys.exit(subprocess.call([sys.executable, "-m", "pytest", __file__, *sys.argv[1:]]))
