@@ -23,6 +23,7 @@ def main() -> None:
             print(f"{context} tokens: {error}")
             continue
         found = recipe.exltune
+        assert found is not None, "optimize writes it; exllamav3's own recipes are without"
         print(f"{context} tokens: {recipe.achieved_bpw:.3f} bpw by {found.source}, cache {found.cache or 'fp16'}")
 
 

@@ -1,6 +1,6 @@
 """Several quants on held-out text: a table, a picture of KL against size, and a progress callback.
 
-Usage: python examples/05_evaluate_quants.py [MODEL [FOLDER]], where FOLDER/quants holds EXL3 directories (01 makes some).
+Usage: python examples/05_evaluate_quants.py [MODEL [FOLDER]]. FOLDER/quants holds EXL3 directories; 01 makes some.
 """
 
 import sys

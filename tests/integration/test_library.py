@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -126,7 +126,7 @@ def test_one_session_opens_everything_once(
 @pytest.fixture
 def user_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moe_model: Path, quants: Path, recipe: exltune.Recipe
-) -> Iterator[Path]:
+) -> Path:
     """A folder as the docstrings' examples have it."""
     links = {"MODEL": moe_model, "quants": quants, "models": ROOT / "models", "measurements": ROOT / "measurements"}
     for name, target in links.items():
@@ -136,7 +136,7 @@ def user_folder(
     write_recipe(tmp_path / "recipe.yaml", recipe)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -145,5 +145,5 @@ def user_folder(
 def test_examples_of_docstrings_run(names: list[str], user_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in names:
         for example in _FENCED.findall(inspect.getdoc(getattr(exltune, name)) or ""):
-            exec(compile(example, f"example of {name}", "exec"), {"exltune": exltune})
+            exec(compile(textwrap.dedent(example), f"example of {name}", "exec"), {"exltune": exltune})
         assert capsys.readouterr().out.strip()

@@ -9,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def test_functions_say_all(name: str) -> None:
         r"^    (\w+): ", doc.partition("\nRaises:\n")[2].partition("\nExample:\n")[0], re.MULTILINE
     ):
         assert issubclass(getattr(exltune.errors, raised), exltune.ExltuneError)
-    examples = _FENCED.findall(doc)
+    examples = [textwrap.dedent(block) for block in _FENCED.findall(doc)]
     assert examples
     for example in examples:
         assert f"exltune.{name}" in example
