@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack, cast, get_args
@@ -86,7 +87,7 @@ def build(
     made, directory = recipe_of(recipe), arguments.path("out", out)
     book = cast(Codebook, arguments.one_of("codebook", codebook, get_args(Codebook)))
     force = arguments.flag("force", force)
-    arguments.refuse_unknown(more, SessionArguments.__annotations__, "build")
+    arguments.refuse_unknown(more, SessionArguments.__optional_keys__, "build")
     if session is not None and not isinstance(session, Session):
         raise arguments.wrong("session", session, "what open_session gave")
     if session is not None:
@@ -108,7 +109,7 @@ def _spliced(
     quants: PathArgument | None,
     model: PathArgument | None,
     session: Session | None,
-    given: Any,
+    given: Mapping[str, Any],
     force: bool,
 ) -> MixSize:
     """From base quants, whose bits no engine and no text changes."""

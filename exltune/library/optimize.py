@@ -96,7 +96,7 @@ def optimize(
         print(recipe.exltune.source, recipe.achieved_bpw)
         ```
     """
-    arguments.refuse_unknown(more, OptimizeArguments.__annotations__, "optimize")
+    arguments.refuse_unknown(more, OptimizeArguments.__optional_keys__, "optimize")
     measured = measurement_of(measurement)
     asked = SpaceOptions(
         limits_of(more),
@@ -136,9 +136,8 @@ def _session(
     """The session that was given, or one on what was measured for this call alone."""
     if isinstance(session, Session):
         beside = {name: value for name, value in moved.items() if value is not None}
-        refuse_beside_session(
-            {**beside, **{name: given[name] for name in EngineArguments.__annotations__ & given.keys()}}
-        )
+        opened_with = {name: value for name, value in given.items() if name in EngineArguments.__optional_keys__}
+        refuse_beside_session({**beside, **opened_with})
         yield session
         return
     if session is not None:

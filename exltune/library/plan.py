@@ -47,7 +47,7 @@ def plan(
         print(plan.fits, plan.max_bpw, plan.max_context)
         ```
     """
-    arguments.refuse_unknown(budget, BudgetArguments.__annotations__, "plan")
+    arguments.refuse_unknown(budget, BudgetArguments.__optional_keys__, "plan")
     cache = optional(arguments.cache, "cache", budget.get("cache")) or FP16_CACHE
     return run(
         arguments.path("source", source),

@@ -83,7 +83,7 @@ def open_session(
             recipe = exltune.optimize(measurement, target_bpw=3.15, session=session)
         ```
     """
-    arguments.refuse_unknown(more, SessionArguments.__annotations__, "open_session")
+    arguments.refuse_unknown(more, SessionArguments.__optional_keys__, "open_session")
     return made(arguments.path("model", model), more, quants=optional(arguments.path, "quants", quants))
 
 
@@ -101,7 +101,7 @@ def session_on(
 
     given: SessionArguments. argument: the name of what `model` was given as. Raises: UsageError, TypeError.
     """
-    arguments.refuse_unknown(given, SessionArguments.__annotations__, function)
+    arguments.refuse_unknown(given, SessionArguments.__optional_keys__, function)
     if isinstance(model, Session):
         refuse_beside_session({**given, **({} if quants is None else {"quants": quants})})
         yield model

@@ -92,7 +92,7 @@ def tune(
         print(tuned.path, tuned.verdict.difference)
         ```
     """
-    arguments.refuse_unknown(more, TuneArguments.__annotations__, "tune")
+    arguments.refuse_unknown(more, TuneArguments.__optional_keys__, "tune")
     widths = (WIDE_WIDTHS if codebook == "mul1" else DEFAULT_WIDTHS) if bits is None else bits
     settings = options_of(widths, head_bits, codebook)
     asked = SpaceOptions(
@@ -102,7 +102,7 @@ def tune(
         head="auto" if len(settings.head_bits) > 1 else None,
     )
     number, folder = arguments.one_of("level", level, _LEVELS), arguments.path("out", out)
-    given = {name: value for name, value in more.items() if name in SessionArguments.__annotations__}
+    given = {name: value for name, value in more.items() if name in SessionArguments.__optional_keys__}
     with session_on(model, given, "tune") as session:
         search = search_options(passes, seconds, session.data.seed)
         found = run(session, folder, asked, settings, level=number, search=search)
