@@ -151,3 +151,33 @@ def test_examples_of_docstrings_run(names: list[str], user_folder: Path, capsys:
         for example in _FENCED.findall(inspect.getdoc(getattr(exltune, name)) or ""):
             exec(compile(textwrap.dedent(example), f"example of {name}", "exec"), {"exltune": exltune})
         assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.slow
+def test_tune_gives_the_model_its_recipe_and_the_verdict(
+    moe_model: Path, texts: exltune.DataOptions, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stages: list[str] = []
+    out = tmp_path / "tuned"
+    again = [
+        exltune.tune(
+            moe_model,
+            out,
+            target_bpw=2.9,
+            bits=[3, 2],
+            head_bits=6,
+            level=1,
+            passes=1,
+            data=texts,
+            progress=lambda stage, *told: stages.append(stage),
+        )
+        for _ in range(2)
+    ]
+    assert capfd.readouterr() == ("", "")
+    assert again[0] == again[1]
+    found = again[0]
+    assert found.path == out / "model"
+    assert found.recipe == exltune.load_recipe(out / "recipe.yaml")
+    assert [row.name for row in found.table][:2] == ["2bpw_H6", "3bpw_H6"]
+    assert found.verdict.tuned in list(found.table)
+    assert {"Measuring", "Building", "Evaluating"} <= set(stages)
