@@ -139,6 +139,7 @@ def test_an_exhaustive_measurement_holds_what_was_scored() -> None:
     assert all(one.dkld_ci95 is None for group in measured(scores).groups for one in group.candidates)
 
 
+@pytest.mark.slow
 def test_few_swaps_are_marked_as_estimates_and_their_intervals_hold_the_truth() -> None:
     inside, dinside = [], []
     for seed in range(20):

@@ -25,6 +25,7 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'search.db'}"
 
 
+@pytest.mark.slow
 def test_what_was_added_is_there_when_it_is_opened_again(url: str) -> None:
     History(open_storage(url), "key").add([_mix("2", (0.1, 0.2)), _mix("3", (0.05,), OF_BASELINE + "uniform")])
     again = History(open_storage(url), "key")
@@ -73,6 +74,7 @@ for number in range(10):
 """
 
 
+@pytest.mark.slow
 def test_processes_share_a_file_that_none_of_them_has_made(url: str) -> None:
     workers = [
         subprocess.Popen([sys.executable, "-c", _WORKER, url, name], stderr=subprocess.PIPE, text=True)

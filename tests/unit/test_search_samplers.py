@@ -94,6 +94,7 @@ def test_turns_are_finite_and_give_mixes_within_the_budget(make: Make, name: str
         assert all(np.isfinite(z).all() and (z > 0).all() for z in turn.energies)
 
 
+@pytest.mark.slow
 @every_sampler
 def test_a_batch_may_be_asked_before_any_is_told(make: Make, name: str) -> None:
     knobs = make(name)

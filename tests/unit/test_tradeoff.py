@@ -238,6 +238,7 @@ def test_nothing_fits(tmp_path: Path) -> None:
     assert matplotlib.image.imread(io.BytesIO(tradeoff_png(found))).size
 
 
+@pytest.mark.slow
 def test_gpus_are_split_layer_by_layer(tmp_path: Path) -> None:
     overhead = _vram(2, CacheBits(k=2, v=2), 256) - PROFILE.sizes.uniform_size(2, 6).size_bytes
     cards = 2 * (overhead + (VRAM - overhead) * 2 // 5,)
