@@ -7,7 +7,8 @@ import pytest
 import torch
 from standin.cache import dequantize, quantize
 
-from exltune.exl3.cache_quant import CACHE_BITS, GROUP, fake_quantize_cache
+from exltune.exl3.cache_quant import GROUP, fake_quantize_cache
+from exltune.schema.mix import CACHE_BITS
 
 
 def kernel(x: torch.Tensor, bits: int) -> torch.Tensor:
