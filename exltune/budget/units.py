@@ -8,7 +8,7 @@ from pydantic import ByteSize, TypeAdapter
 
 from exltune.errors import UsageError
 from exltune.schema.hardware import FP16_CACHE, CacheBits, SizeUnit
-from exltune.schema.mix import REFERENCE, UNQUANTIZED_BITS
+from exltune.schema.mix import CACHE_BITS, REFERENCE, UNQUANTIZED_BITS
 
 _SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE)
 _UNITS = ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB", "B")
@@ -17,7 +17,6 @@ _SHOWN: dict[SizeUnit, tuple[tuple[str, int], ...]] = {
     "GB": (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)),
 }
 _BYTES: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
-_CACHE_BITS = range(2, 9)
 _MANY_GPUS = 1024
 
 
@@ -74,7 +73,7 @@ def parse_cache(text: str, option: str = "--cache") -> CacheBits:
         )
     bits = [int(part) for part in parts]
     for name, width in zip("kv", bits, strict=False):
-        if width not in _CACHE_BITS:
+        if width not in CACHE_BITS:
             raise UsageError(
                 f"{option} {text!r} has {width} bits for {name}, and exllamav3's quantized cache has 2 to 8",
                 fix=f"Write k,v in 2..8, for example 5,4; fp16 ({UNQUANTIZED_BITS} bits) only for both",
