@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from laws import LawEngine, bpw_range, run_search
 
 from exltune.search import (
-    History,
     SearchOptions,
     SearchProblem,
     Surrogate,
     baseline_mixes,
-    open_storage,
     search_problem,
 )
 from exltune.testing.laws import INVENTORY, WIDTHS, Law, measured, random_law
@@ -233,7 +231,7 @@ def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: s
 
     ran = run_search([problem], LawEngine(law, nan=nan), SearchOptions(passes=10, batch=6))
     distinct = {tuple(sorted(choices.items())) for choices in asked}
-    assert len(asked) == len(distinct) == len(ran.scorer.dropped)
+    assert len(asked) == len(distinct) == len(ran.scores.dropped)
     if which == "all":
         # They cost their passes too, or it would never end.
         assert ran.search.ledger.history.mixes == {}
@@ -263,18 +261,18 @@ def test_the_same_seed_finds_the_same() -> None:
 def test_a_finished_search_taken_up_again_holds_the_same_and_scores_nothing() -> None:
     law = _interacting()
     problem = _problem(law, 3.2)
-    history = History(open_storage(None), "key")
-    settings_ = SearchOptions(passes=20, batch=8)
-    first = run_search([problem], LawEngine(law), settings_, history=history).search
-    engine = LawEngine(law)
-    again = run_search([problem], engine, settings_, history=history).search
-    assert engine.scored == []
-    assert again.incumbent == first.incumbent
-    assert again.finalists(0).keys() == first.finalists(0).keys()
+    engine, settings_ = LawEngine(law), SearchOptions(passes=20, batch=8)
+    scores = cache_of(engine)
+    first = run_search([problem], engine, settings_, scores=scores).search
+    done = len(engine.scored)
+    again = run_search([problem], engine, settings_, scores=scores).search
+    assert len(engine.scored) == done
+    assert (again.incumbent, again.rounds) == (first.incumbent, first.rounds)
+    assert again.finalists(0) == first.finalists(0)
     # With more passes it goes on from there.
-    more = run_search([problem], engine, SearchOptions(passes=24, batch=8), history=history).search
-    assert engine.scored
-    assert more.ledger.passes <= 24
+    more = run_search([problem], engine, SearchOptions(passes=24, batch=8), scores=scores).search
+    assert len(engine.scored) > done
+    assert first.ledger.passes < more.ledger.passes <= 24
 
 
 def test_one_row_is_a_search_set_too() -> None:

@@ -24,6 +24,7 @@ from exltune.store.content import MixContent
 from exltune.store.database import Database
 from exltune.store.identity import scoring_versions
 from exltune.store.names import user_scores
+from exltune.store.probes import ProbeStore
 from exltune.store.quants.reference import reference_quant
 from exltune.store.score_cache import ScoreCache
 
@@ -164,7 +165,7 @@ class Session:
             code=scoring_versions(self.engine.name),
         )
         store = user_scores() if self.store is None else self.store
-        return ScoreCache(self.engine, Database(store), context, self._content)
+        return ScoreCache(self.engine, ProbeStore(Database(store), context), self._content)
 
     def add_quants(self, quants: Mapping[Choice, Path]) -> None:
         """Let mixes name further quant directories."""
