@@ -72,7 +72,7 @@ class LawEngine:
 
 def tokens_of(rows: int, first: int = 0) -> torch.Tensor:
     """A token set whose first column names its rows."""
-    return torch.arange(first, first + rows)[:, None].repeat(1, 4)
+    return torch.arange(first, first + rows)[:, None].repeat(1, 11)
 
 
 class MemoryStore:

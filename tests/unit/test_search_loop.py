@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import LawEngine, bpw_range, run_search
+from laws import LawEngine, bpw_range, cache_of, run_search
 
 from exltune.search import (
     SearchOptions,
