@@ -22,7 +22,7 @@ MUTATIONS = {
     "token-sets": ("schema/tokens.py", "Split.SEARCH: 2", "Split.SEARCH: 3"),
     "streaming": ("engines/streaming/prefix_tree.py", "states = [0]", "states = [1]"),
     "law": ("search/law/surrogate.py", "SWAP_SPREAD = 1.0", "SWAP_SPREAD = 0.3"),
-    "metrics": ("metrics/statistics.py", "std(ddof=1)", "std(ddof=0)"),
+    "metrics": ("metrics/statistics.py", "means.std(ddof=1)", "means.std(ddof=0)"),
     "format": ("exl3/cache_quant.py", "add_(1e-10)", "add_(1e-9)"),
     "convert.exllamav3": ("engines/exllamav3/converter.py", "import", "import math\nimport"),
     "memory": ("schema/hardware.py", "reserve_bytes: int = Field(_GIB // 2", "reserve_bytes: int = Field(_GIB // 4"),
