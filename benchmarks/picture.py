@@ -44,7 +44,9 @@ def points(rows: Sequence[dict], model: str, method: str) -> tuple[list[float], 
     for row in rows:
         if (row["model"], row["method"]) == (model, method):
             at[row["above_k2_bpw"]].append(row)
-    found = [(mean(r["size_bytes"] for r in some) / 1024, mean(r["held_out_kld"] for r in some)) for some in at.values()]
+    found = [
+        (mean(r["size_bytes"] for r in some) / 1024, mean(r["held_out_kld"] for r in some)) for some in at.values()
+    ]
     sizes, klds = zip(*sorted(found), strict=True)
     return list(sizes), list(klds)
 

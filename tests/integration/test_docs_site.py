@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -36,7 +37,11 @@ class Page(HTMLParser):
         self.ids |= {value for key in ("id", "name") if (value := given.get(key))}
         if tag == "a" and (target := given.get("href")):
             self.links.add(target)
-        if tag in _LOADS and (target := given.get(_LOADS[tag])) and given.get("rel") not in ("canonical", "next", "prev"):
+        if (
+            tag in _LOADS
+            and (target := given.get(_LOADS[tag]))
+            and given.get("rel") not in ("canonical", "next", "prev")
+        ):
             self.loads.add(target)
 
 
@@ -126,3 +131,33 @@ def test_links_of_the_top_pages(page: Path, pages: dict[Path, Page], site: Path)
         if fragment:
             built = site / Path(target).relative_to("docs").with_suffix(".html")
             assert fragment in pages[built].ids, f"{page.name}: {link}"
+
+
+_NAMED = re.compile(r"`(exltune/[\w/]+\.py): (\w+)`")
+
+
+def defined(file: Path) -> set[str]:
+    """Names at the top of a module: functions, classes and constants."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        targets = (
+            [node.target] if isinstance(node, ast.AnnAssign) else node.targets if isinstance(node, ast.Assign) else []
+        )
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name
+)
+def test_modules_and_names_exist(page: Path) -> None:
+    """`exltune/package/module.py: name` in a page is the name of something there."""
+    for module, name in _NAMED.findall(page.read_text(encoding="utf-8")):
+        assert (ROOT / module).is_file(), module
+        assert name in defined(ROOT / module), f"{module}: {name}"
+
+
+def test_the_walks_name_modules() -> None:
+    assert len(_NAMED.findall((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))) > 30
