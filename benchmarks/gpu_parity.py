@@ -31,9 +31,9 @@ STEPS_FILE = Path(__file__).with_name("gpu_steps.py")
 STEPS = ("install", "disk", "extension", "tests", "encoder", "conversion", "scores", "throughput", "demo")
 #: Packages that a box with PyTorch, transformers and numba lacks, with what these need in turn.
 PACKAGES = (
-    *("exllamav3==1.6.5", "marisa-trie", "llguidance", "pydantic", "pydantic-core", "annotated-types"),
+    *("exllamav3", "marisa-trie", "llguidance", "pydantic", "pydantic-core", "annotated-types"),
     *("typing-inspection", "optuna", "alembic", "mako", "markupsafe", "colorlog", "sqlalchemy", "cmaes"),
-    *("humanfriendly", "httpx2", "httpcore2", "truststore", "tenacity", "plotly", "narwhals", "filelock"),
+    *("httpx2", "httpcore2", "truststore", "tenacity", "plotly", "narwhals", "filelock"),
 )
 _PLATFORMS = (
     *("manylinux_2_39", "manylinux_2_35", "manylinux_2_34", "manylinux_2_31", "manylinux_2_28"),

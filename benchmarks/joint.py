@@ -29,7 +29,7 @@ from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Use  # noqa
 from exltune.schema.measurement import Measurement  # noqa: E402
 from exltune.search import Surrogate, solve  # noqa: E402
 from exltune.search.space.joint import Joint, Optimum  # noqa: E402
-from exltune.search.space.space import Asked, search_space  # noqa: E402
+from exltune.search.space.space import SpaceOptions, search_space  # noqa: E402
 
 CONFIG = ROOT / "tests/fixtures/configs/glm-4.7.json"
 WIDTHS, HEADS = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0), (4.0, 5.0, 6.0, 7.0, 8.0)
@@ -46,7 +46,7 @@ def timed(what: str, call: Callable[[], Result]) -> Result:
 
 def joint_optimum(config: dict[str, object], measurement: Measurement, limits: Limits, use: Use) -> float:
     """What `optimize --cache auto --head-bits auto` does before it scores anything; predicted KL, nats/token."""
-    asked = Asked(limits, use, cache="auto", head="auto")
+    asked = SpaceOptions(limits, use, cache="auto", head="auto")
     space = search_space(config, CONFIG, measurement, asked)
     law = Surrogate(space.problem)
     best = solve(space.problem, law.energies())
@@ -54,7 +54,7 @@ def joint_optimum(config: dict[str, object], measurement: Measurement, limits: L
     found = space.problem.candidate_of("", best)
     cache = ",".join(found.mix.choices.get(key, "16") for key in ("cache.k", "cache.v"))
     kld = float(2.718281828459045 ** law.predict([best])[0])
-    print(f"  {found.size.bpw:.3f} bpw, head choice {found.mix.choices['head']}, cache {cache}, predicted KL {kld:.6f}")
+    print(f"  {found.bpw:.3f} bpw, head choice {found.mix.choices['head']}, cache {cache}, predicted KL {kld:.6f}")
     return kld
 
 

@@ -27,12 +27,12 @@ from search_stage import MODELS, OPEN, QUANTS, ROOT, Stage, at_measurement, stag
 
 import exltune
 from exltune.measure import Budget, plan_for, probe_name, summarize
-from exltune.pipeline.quants.base_quants import quant_sizes
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import Mix
 from exltune.schema.score import Score
 from exltune.schema.tokens import Split
 from exltune.search import SearchOptions
+from exltune.store.quants.base_quants import quant_sizes
 
 #: Targets in bpw above the uniform K=2 quant.
 DELTAS = (0.5, 1.0, 1.5)

@@ -22,16 +22,16 @@ from search_stage import QUANTS, ROOT
 from search_stage import WORK as QUANTS_OF
 from torch import Tensor
 
+from exltune.corpora.dealing import ids, token_sets
 from exltune.engines.base import Engine, open_engine
 from exltune.inventory import groups_at_level, load_inventory
 from exltune.measure import ExhaustivePlan, QuantHead
 from exltune.pipeline.demo import DEMO_DATA
-from exltune.pipeline.quants.base_quants import BaseQuant, find_base_quants, head_source, paths_of
 from exltune.pipeline.quants.quantize import quantize
-from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.tokens import Split
+from exltune.store.quants.base_quants import BaseQuant, find_base_quants, head_source, paths_of
 
 WORK = ROOT / "out" / "measurement-benchmark"
 #: Rows of a block, and of all sets together in the larger deal.

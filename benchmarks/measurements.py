@@ -19,7 +19,7 @@ from exltune.cli.tables import evaluation_table, standings_table, verdict_lines
 from exltune.pipeline.demo import DEMO_DATA
 from exltune.pipeline.tune import WIDE, evaluation_of, tune
 from exltune.schema.measurement import Measurement
-from exltune.search.space.space import AUTO, Asked
+from exltune.search.space.space import AUTO, SpaceOptions
 from exltune.store.names import MEASUREMENT
 from exltune.store.records import read_record, write_record
 
@@ -37,7 +37,7 @@ def main() -> None:
         out = arguments.work / name
         shutil.rmtree(out, ignore_errors=True)
         model = ROOT / "models" / name
-        asked = Asked(Limits(target_bpw=arguments.target_bpw), head=AUTO)
+        asked = SpaceOptions(Limits(target_bpw=arguments.target_bpw), head=AUTO)
         result = tune(model, out, asked, WIDE, DEMO_DATA, reporter=RichReporter())
         measurement = read_record(out / MEASUREMENT, Measurement)
         write_record(ROOT / "measurements" / f"{name}.json", relative(measurement))

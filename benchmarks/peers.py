@@ -22,11 +22,11 @@ from exltune.inventory import load_inventory
 from exltune.pipeline.demo import DEMO_DATA, DEMO_MODEL
 from exltune.pipeline.evaluation.compare import CompareOptions, Side, compare
 from exltune.pipeline.evaluation.peers import peers
-from exltune.pipeline.quants.base_quants import find_base_quants, head_source
 from exltune.pipeline.quants.build import build
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.recipe import Recipe
 from exltune.search import smallest_strategy_at_least
+from exltune.store.quants.base_quants import find_base_quants, head_source
 from exltune.store.records import write_recipe
 
 
@@ -99,9 +99,9 @@ def _build_uniform(model: Path, tuned: Path, folder: Path) -> Path:
     inventory, quants = load_inventory(model), find_base_quants(tuned / "quants", model)
     head, wanted = head_source(quants, None), directory_size(inventory, QuantDir(tuned / "model")).size_bytes
     sizes = SizeModel(inventory, head.codebook)
-    found = smallest_strategy_at_least(sizes, wanted, [quant.bits for quant in quants], head.head_bits)
-    tensors = {key: found.bits[group.id] for group in inventory.groups for key in group.tensors}
-    recipe = Recipe(target_bpw=found.size.bpw, achieved_bpw=found.size.bpw, head_bits=head.head_bits, tensors=tensors)
+    found = smallest_strategy_at_least(sizes, wanted, [quant.bits for quant in quants], head.head_bits, head.choice)
+    tensors = {key: float(found.choices[group.id]) for group in inventory.groups for key in group.tensors}
+    recipe = Recipe(target_bpw=found.bpw, achieved_bpw=found.bpw, head_bits=head.head_bits, tensors=tensors)
     write_recipe(folder / "recipe.yaml", recipe)
     build(folder / "recipe.yaml", tuned / "quants", folder / "uniform", model=model)
     return folder / "uniform"

@@ -33,7 +33,7 @@ from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Mix
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from tiny_models import CONFIGS, make_tiny_model
+from exltune.testing.tiny_models import CONFIGS, make_tiny_model
 
 DEMO_SHAPE = CONFIGS["glm4moe"] | {
     "vocab_size": 1024,

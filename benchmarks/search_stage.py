@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from exltune.budget import Limits
+from exltune.corpora.dealing import ids, token_sets
 from exltune.engines.base import AUTO, Engine, Progress, open_engine
 from exltune.inventory import read_config
 from exltune.measure import Budget
@@ -21,13 +22,12 @@ from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.demo import DEMO_DATA
 from exltune.pipeline.measurement.measure import measure
 from exltune.pipeline.quants.quantize import QuantizeOptions, quantize
-from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import Mix
 from exltune.schema.score import Score
 from exltune.schema.tokens import Split
 from exltune.search.law.costs import nmse
-from exltune.search.space.space import Asked, Space, search_space
+from exltune.search.space.space import Space, SpaceOptions, search_space
 from exltune.store.records import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +91,7 @@ class Stage:
 
     def space(self, delta: float, widths: Sequence[float] = SAME_WIDTHS, head: Literal["auto"] | None = None) -> Space:
         """The problem at a target above the uniform K=2 quant, over some base quants; head: OPEN or the default."""
-        asked = Asked(Limits(target_bpw=self.measurement.base.bpw + delta), head=head)
+        asked = SpaceOptions(Limits(target_bpw=self.measurement.base.bpw + delta), head=head)
         return search_space(read_config(self.folder), self.folder, restricted(self.measurement, widths), asked)
 
 

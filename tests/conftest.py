@@ -10,7 +10,8 @@ import pytest
 import torch
 from command_line import succeed
 from real_models import GLM4_MOE, write_model, write_text
-from tiny_models import CONFIGS, TinyModel, make_tiny_model
+
+from exltune.testing.tiny_models import CONFIGS, TinyModel, make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:

@@ -7,8 +7,6 @@ import random
 import shutil
 from pathlib import Path
 
-from tiny_models import TinyModel
-
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.writer import tensor_storage
 from exltune.schema.evaluation import Evaluation, EvaluationRow, Verdict
@@ -19,6 +17,7 @@ from exltune.schema.search import SearchDetail
 from exltune.schema.tokens import DataOptions, DataSource, Texts
 from exltune.schema.tune import TuneJob
 from exltune.store.records import write_recipe, write_record
+from exltune.testing.tiny_models import TinyModel
 
 TOKENS = "7" * 32 + "ab" * 16
 MODEL = "5" * 32 + "cd" * 16

@@ -8,7 +8,7 @@ import numpy as np
 
 from exltune.inventory import groups_at_level
 from exltune.schema.evaluation import MethodRow
-from exltune.schema.inventory import Inventory, Part
+from exltune.schema.inventory import Inventory, Unit
 from exltune.schema.measurement import MeasuredGroup, Measurement, MeasurementDetail, Probe, QuantRef
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, choice_of_bits
 from exltune.schema.provenance import Provenance
@@ -41,8 +41,7 @@ def synthetic_measurement(
     )
     by_bits = {bits: choice for choice, bits in reversed(list(heads.items()))}
     own = inventory.head
-    whole = Part(id=own.id, role=own.role, layer=None, members=(own.id,), numel=own.numel)
-    head = _unit(whole, {choice: bits for bits, choice in sorted(by_bits.items())}, _HEAD_KLD, rng)
+    head = _unit(own.alone, {choice: bits for bits, choice in sorted(by_bits.items())}, _HEAD_KLD, rng)
     halves = (
         _half(key, kld, cache_bits, rng) for key, kld in ((CACHE_K, _K_KLD), (CACHE_V, _V_KLD)) if len(cache_bits)
     )
@@ -71,7 +70,7 @@ def synthetic_measurement(
     )
 
 
-def _unit(part: Part, bits: dict[str, float], kld: float, rng: np.random.Generator) -> MeasuredGroup:
+def _unit(part: Unit, bits: dict[str, float], kld: float, rng: np.random.Generator) -> MeasuredGroup:
     """kld: at 2 bits."""
     return MeasuredGroup(
         **part.model_dump(),

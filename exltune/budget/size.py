@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from exltune.errors import BudgetError, UsageError
 from exltune.exl3.codebooks import Codebook
 from exltune.schema.inventory import Inventory, LinearSpec
-from exltune.schema.mix import MixSize
+from exltune.schema.mix import UNQUANTIZED_BITS, MixSize
 
-_UNQUANTIZED_BITS = 16
 _MARKER_BYTES = {"mcg": 4, "mul1": 4, "3inst": 0}
 
 
@@ -20,7 +19,7 @@ def linear_bytes(spec: LinearSpec, bits: float, codebook: Codebook) -> int:
 
     Source: exllamav3 1.6.5, modules/quant/exl3.py (LinearEXL3.get_tensors); DESIGN.md section 6.
     """
-    if bits == _UNQUANTIZED_BITS:
+    if bits == UNQUANTIZED_BITS:
         return 2 * spec.in_features * spec.out_features + 2 * spec.out_features * spec.bias
     scales = 2 * (spec.padded_in + spec.padded_out)
     bias = 2 * spec.padded_out * spec.bias
@@ -36,10 +35,10 @@ class _Weights:
     fp16_bytes: int
 
     def payload_bytes(self, bits: float) -> int:
-        return self.fp16_bytes if bits == _UNQUANTIZED_BITS else int(self.numel * bits) // 8
+        return self.fp16_bytes if bits == UNQUANTIZED_BITS else int(self.numel * bits) // 8
 
     def bytes_at(self, bits: float) -> int:
-        return self.payload_bytes(bits) + (0 if bits == _UNQUANTIZED_BITS else self.overhead_bytes)
+        return self.payload_bytes(bits) + (0 if bits == UNQUANTIZED_BITS else self.overhead_bytes)
 
 
 class SizeModel:
@@ -53,7 +52,7 @@ class SizeModel:
             for group in (*inventory.groups, inventory.head)
         }
         routers = [spec for spec in inventory.linears if spec.role.fp16]
-        self._router_bytes = sum(linear_bytes(spec, _UNQUANTIZED_BITS, codebook) for spec in routers)
+        self._router_bytes = sum(linear_bytes(spec, UNQUANTIZED_BITS, codebook) for spec in routers)
         groups_numel = sum(self._weights[group.id].numel for group in inventory.groups)
         self._bpw_numel = groups_numel + sum(spec.in_features * spec.out_features for spec in routers)
 
@@ -135,5 +134,5 @@ def _sum_up(specs: Iterable[LinearSpec], codebook: Codebook) -> _Weights:
     return _Weights(
         numel=sum(len(same) * _padded_numel(same[0]) for same in alike.values()),
         overhead_bytes=sum(len(same) * linear_bytes(same[0], 0, codebook) for same in alike.values()),
-        fp16_bytes=sum(len(same) * linear_bytes(same[0], _UNQUANTIZED_BITS, codebook) for same in alike.values()),
+        fp16_bytes=sum(len(same) * linear_bytes(same[0], UNQUANTIZED_BITS, codebook) for same in alike.values()),
     )

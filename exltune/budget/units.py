@@ -7,13 +7,14 @@ import re
 from pydantic import ByteSize, TypeAdapter
 
 from exltune.errors import UsageError
-from exltune.schema.hardware import FP16_BITS, FP16_CACHE, CacheBits, SizeUnit
+from exltune.schema.hardware import FP16_CACHE, CacheBits, SizeUnit
+from exltune.schema.mix import REFERENCE, UNQUANTIZED_BITS
 
 _SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE)
 _UNITS = ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB", "B")
 _SHOWN: dict[SizeUnit, tuple[tuple[str, int], ...]] = {
-    "GiB": (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)),
-    "GB": (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)),
+    "GiB": (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)),
+    "GB": (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)),
 }
 _BYTES: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
 _CACHE_BITS = range(2, 9)
@@ -61,7 +62,7 @@ def parse_gpus(text: str, option: str = "--gpus") -> tuple[int, ...]:
 def parse_cache(text: str, option: str = "--cache") -> CacheBits:
     """`5,4` -> bits of k and v; `5` is both, `fp16` is unquantized. Raises: UsageError naming the option."""
     written = text.strip().lower()
-    if written in ("fp16", "16", "16,16"):
+    if written in ("fp16", REFERENCE, f"{REFERENCE},{REFERENCE}"):
         return FP16_CACHE
     parts = written.split(",")
     if len(parts) > 2 or not all(re.fullmatch(r"\s*-?\d+\s*", part) for part in parts):
@@ -76,7 +77,7 @@ def parse_cache(text: str, option: str = "--cache") -> CacheBits:
         if width not in _CACHE_BITS:
             raise UsageError(
                 f"{option} {text!r} has {width} bits for {name}, and exllamav3's quantized cache has 2 to 8",
-                fix=f"Write k,v in 2..8, for example 5,4; fp16 ({FP16_BITS} bits) only for both",
+                fix=f"Write k,v in 2..8, for example 5,4; fp16 ({UNQUANTIZED_BITS} bits) only for both",
             )
     return CacheBits(k=bits[0], v=bits[-1])
 
@@ -87,8 +88,8 @@ def unit_of(text: str) -> SizeUnit:
 
 
 def format_size(size_bytes: float, unit: SizeUnit = "GiB") -> str:
-    """Bytes in binary (GiB) or decimal (GB) units: 1610612736 -> 1.50 GiB; from a tenth on the larger unit is taken."""
+    """Bytes in binary (GiB) or decimal (GB) units, in the largest that makes one or more: 839823 -> 820.14 KiB."""
     for name, factor in _SHOWN[unit]:
-        if 10 * abs(size_bytes) >= factor:
+        if round(abs(size_bytes) / factor, 2) >= 1:
             return f"{size_bytes / factor:.2f} {name}"
     return f"{size_bytes:.0f} B"

@@ -15,8 +15,7 @@ from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import PendingTensor
 from exltune.inventory import read_config, unquantized_tensor_names
 from exltune.schema.inventory import Inventory
-
-_UNQUANTIZED = 16
+from exltune.schema.mix import UNQUANTIZED_BITS
 
 
 def splice_model(
@@ -42,7 +41,7 @@ def splice_model(
     def linear(key: str) -> list[PendingTensor]:
         if key in inventory.head.tensors:
             return copied(head, key)
-        if bits[key] != _UNQUANTIZED:
+        if bits[key] != UNQUANTIZED_BITS:
             return copied(sources[bits[key]], key)
         assert model is not None
         return half_weight(model, key, f"{key}.weight", specs[key].bias)
@@ -66,7 +65,7 @@ def copied_tensor(quant: QuantDir, name: str) -> PendingTensor:
 
 
 def _check_widths(bits: Mapping[str, float], sources: Mapping[float, QuantDir], model: TensorFiles | None) -> None:
-    known = set(sources) | ({_UNQUANTIZED} if model is not None else set())
+    known = set(sources) | ({UNQUANTIZED_BITS} if model is not None else set())
     unknown = sorted(set(bits.values()) - known)
     if unknown:
         have = ", ".join(f"{width:g}" for width in sorted(known))

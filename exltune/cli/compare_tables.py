@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from exltune.cli.tables import size
+from exltune.budget import format_size
 from exltune.schema.compare import CompareMetric, CompareResult, ScoredQuant, TaskRuns, TaskVerdict
 
 
@@ -55,8 +55,8 @@ def compare_lines(found: CompareResult, alpha: float) -> list[str]:
     ours, theirs = found.candidate.row, found.baseline.row
     first = found.metrics[0]
     lines = [
-        f"{ours.name}: {size(ours.size_bytes)}, {ours.bpw:.3f} bpw, head {ours.head_bpw:.3f}; {theirs.name}: "
-        f"{size(theirs.size_bytes)}, {theirs.bpw:.3f} bpw, head {theirs.head_bpw:.3f}; bytes differ by "
+        f"{ours.name}: {format_size(ours.size_bytes)}, {ours.bpw:.3f} bpw, head {ours.head_bpw:.3f}; {theirs.name}: "
+        f"{format_size(theirs.size_bytes)}, {theirs.bpw:.3f} bpw, head {theirs.head_bpw:.3f}; bytes differ by "
         f"{100 * found.bytes_difference:+.3f} % ({100 * found.tolerance:g} % allowed).",
         f"{first.name} decides: {found.outcome.value}. Differences are paired by row, positive where the candidate is "
         f"better; each interval is that metric's own. The other metrics win or lose where p, adjusted by Holm over all "

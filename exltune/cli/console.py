@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from exltune.errors import ExltuneError, StorageError, UsageError
@@ -101,6 +101,15 @@ def errors_in_one_line(as_json: bool) -> Iterator[None]:
         _fail(f"{where}{error.strerror}", type(error).__name__, StorageError.exit_code, as_json)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", "KeyboardInterrupt", _INTERRUPTED, as_json)
+
+
+class Command(TyperCommand):
+    """A command whose errors are one line, and one JSON object too where its --json was given."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        with errors_in_one_line(bool(ctx.params.get("json"))):
+            return super().invoke(ctx)
 
 
 class Commands(TyperGroup):

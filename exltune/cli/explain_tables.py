@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from exltune.cli.tables import size
+from exltune.budget import format_size
 from exltune.report.heat_map import folded, heat_map, layer_ranges
 from exltune.report.palette import bit_colour, text_colour
 from exltune.schema.explain import Change, Explanation, Prediction, RuleComparison, Step
@@ -29,8 +29,8 @@ def headline(found: Explanation) -> str:
         None if found.target_bpw is None else f"target {found.target_bpw:g}",
         None if found.head_bits is None else f"head {found.head_bits:g} bits",
         cache,
-        None if found.size_bytes is None else size(found.size_bytes),
-        None if found.left_bytes is None else f"{size(found.left_bytes)} unused",
+        None if found.size_bytes is None else format_size(found.size_bytes),
+        None if found.left_bytes is None else f"{format_size(found.left_bytes)} unused",
     )
     return f"{found.recipe}: {', '.join(part for part in parts if part is not None)}"
 
@@ -91,9 +91,9 @@ def _steps_table(title: str, steps: Sequence[Step]) -> Table:
             step.id,
             f"{step.from_bits:g} -> {step.to_bits:g}",
             f"{step.kld_nats:.4f}{error}",
-            size(step.size_bytes),
+            format_size(step.size_bytes),
             f"{step.kld_per_mib:.3g}",
-            *([] if step.missing_bytes is None else [size(step.missing_bytes)]),
+            *([] if step.missing_bytes is None else [format_size(step.missing_bytes)]),
         )
     return table
 
@@ -102,7 +102,7 @@ def _rule_table(rule: RuleComparison) -> Table:
     there, here = ("-" if kld is None else f"{kld:.4f}" for kld in (rule.kld_there, rule.kld_here))
     title = (
         f"Against the best hand rule, {rule.name} ({_JUDGED[rule.judged_by]}: {there} there, {here} here): "
-        f"{len(rule.changes)} groups differ, +{size(rule.bytes_added)} -{size(rule.bytes_saved)}"
+        f"{len(rule.changes)} groups differ, +{format_size(rule.bytes_added)} -{format_size(rule.bytes_saved)}"
     )
     table = Table(title=title)
     for name in ("role", "bits there", "here", "layers", "bytes"):
@@ -112,7 +112,7 @@ def _rule_table(rule: RuleComparison) -> Table:
         alike.setdefault((change.role, change.bits_there, change.bits_here), []).append(change)
     for (role, bits_there, bits_here), changes in sorted(alike.items()):
         total = sum(change.size_bytes for change in changes)
-        signed = f"{'+' if total >= 0 else '-'}{size(abs(total))}"
+        signed = f"{'+' if total >= 0 else '-'}{format_size(abs(total))}"
         layers = layer_ranges(change.layer for change in changes)
         table.add_row(role, f"{bits_there:g}", f"{bits_here:g}", layers, signed)
     return table
@@ -145,7 +145,7 @@ def _front_table(front: Sequence[FrontPoint]) -> Table:
         table.add_row(
             f"{point.target_bpw:g}",
             f"{point.bpw:.3f}",
-            size(point.size_bytes),
+            format_size(point.size_bytes),
             "-" if point.selection_kld is None else f"{point.selection_kld:.4f}{error}",
             "-" if point.predicted_kld is None else f"{point.predicted_kld:.4f}",
             escape(point.winner),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from exltune.cli.tables import size
+from exltune.budget import format_size
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.peers import Match, PeersResult
 
@@ -47,7 +47,7 @@ def peers_lines(found: PeersResult) -> list[str]:
 def _cells(row: EvaluationRow, indent: str) -> tuple[str, ...]:
     return (
         indent + escape(row.name),
-        size(row.size_bytes),
+        format_size(row.size_bytes),
         f"{row.bpw:.3f}",
         f"{row.kl_quant_ref:.4f} ± {row.kl_quant_ref_se:.4f}",
         f"{row.kl_ref_quant:.4f} ± {row.kl_ref_quant_se:.4f}",

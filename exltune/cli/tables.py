@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from exltune.budget import format_size
 from exltune.pipeline.quants.inspect import Inspection
 from exltune.schema.evaluation import EvaluationRow, Verdict
 from exltune.schema.provenance import ReferenceQuant
@@ -15,16 +16,6 @@ from exltune.schema.search import SearchDetail, Standing
 
 #: A baseline with up to this share of bytes more counts as of the same size (DESIGN.md section 8).
 _SAME_SIZE = 0.005
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def size(size_bytes: float) -> str:
-    """Bytes in binary units: 1536 -> 1.50 KiB."""
-    power = 0
-    while size_bytes >= 1024 and power < len(_UNITS) - 1:
-        size_bytes /= 1024
-        power += 1
-    return f"{size_bytes:.0f} B" if power == 0 else f"{size_bytes:.2f} {_UNITS[power]}"
 
 
 def evaluation_table(rows: Sequence[EvaluationRow], reference: ReferenceQuant | None = None) -> Table:
@@ -40,7 +31,7 @@ def evaluation_table(rows: Sequence[EvaluationRow], reference: ReferenceQuant | 
         tops = (row.top_1, row.top_2, row.top_3, row.top_4, row.top_5)
         table.add_row(
             escape(row.name) + (" (the reference: 0 by definition)" if row.is_reference else ""),
-            size(row.size_bytes),
+            format_size(row.size_bytes),
             f"{row.bpw:.3f}",
             f"{row.kl_quant_ref:.4f} ± {row.kl_quant_ref_se:.4f}",
             f"{row.kl_ref_quant:.4f} ± {row.kl_ref_quant_se:.4f}",
@@ -61,7 +52,7 @@ def standings_table(standings: Sequence[Standing]) -> Table:
     for row in standings:
         table.add_row(
             escape(row.name) + ("" if row.eligible else " (breaks a floor or the GPU split)"),
-            size(row.size_bytes),
+            format_size(row.size_bytes),
             f"{row.bpw:.3f}",
             _kld(row.predicted_kld, None),
             _kld(row.search_kld, row.search_kld_se),
@@ -113,8 +104,8 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     excess = f", {100 * more:.1f} % more bytes than the tuned one" if more > _SAME_SIZE else ""
     outcome = "better than" if low > 0 else ("worse than" if high < 0 else "not told apart from")
     return [
-        f"The tuned mix came from {source}: {size(verdict.tuned.size_bytes)}, {verdict.tuned.bpw:.3f} bpw "
-        f"(uniform strategy: {size(verdict.uniform.size_bytes)}, {verdict.uniform.bpw:.3f} bpw{excess}).",
+        f"The tuned mix came from {source}: {format_size(verdict.tuned.size_bytes)}, {verdict.tuned.bpw:.3f} bpw "
+        f"(uniform strategy: {format_size(verdict.uniform.size_bytes)}, {verdict.uniform.bpw:.3f} bpw{excess}).",
         f"KL(ref‖uniform) - KL(ref‖tuned) = {verdict.difference:.4f} nats/token, 95 % interval {low:.4f} to {high:.4f}:"
         f" {outcome} uniform, {100 * share:.1f} % less KL.",
     ]
@@ -127,7 +118,7 @@ def inspection_tables(report: Inspection) -> list[Table]:
     for name in ("bits", "size of linears and head", "bpw"):
         sizes.add_column(name, justify="right")
     for bits, size_bytes in report.size_bytes.items():
-        sizes.add_row(bits, size(size_bytes), f"{report.bpw[bits]:.3f}")
+        sizes.add_row(bits, format_size(size_bytes), f"{report.bpw[bits]:.3f}")
     roles: dict[str, list[int]] = {}
     for group in report.groups:
         roles.setdefault(group.role.value, []).append(group.numel)

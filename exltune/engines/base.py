@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from exltune.errors import UsageError
+from exltune.plugins import Plugins
 from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score
 
@@ -30,15 +31,12 @@ AUTO = "auto"
 #: An expert that fewer calibration tokens reach by the model's own routing is reported as rare.
 MIN_EXPERT_TOKENS = 64
 
-#: Engine name -> "module:Class"; the class is called with (model_dir, quants), and what Resources name.
+#: Engine name -> "module:Class" of an EngineClass; other distributions add theirs by entry point.
 _ENGINES: Mapping[str, str] = {
     "reference": "exltune.engines.reference.engine:ReferenceEngine",
     "exllamav3": "exltune.engines.exllamav3.engine:ExllamaEngine",
 }
-
-
-#: Engines that need no GPU.
-_ON_CPU = ("reference",)
+_PLUGINS = Plugins("engine", "exltune.engines", (AUTO, *_ENGINES))
 
 
 @dataclass
@@ -152,6 +150,14 @@ class Engine(Protocol):
         """
         ...
 
+    def add_quants(self, quants: Mapping[Choice, Path]) -> None:
+        """Make further base quants known: choice -> EXL3 directory, each opened when a mix first needs it.
+
+        A choice that is known with another path gets the new one, and what was kept of the old one is forgotten; the
+        same path changes nothing. "16" is always the reference and is passed over.
+        """
+        ...
+
     def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
         """Rows of `length` tokens whose hidden states fit into the engine's memory; 0 if not even one row does.
 
@@ -182,14 +188,31 @@ class Engine(Protocol):
         ...
 
 
+class EngineClass(Protocol):
+    """The class of an engine: a row of the table, or an entry point of the group "exltune.engines".
+
+    needs_gpu: whether a worker of a cluster has to have a GPU for it; one that needs none is given no devices.
+    exltune.testing.engines has the tests that its engines must pass. A distribution names it in its pyproject.toml:
+
+        [project.entry-points."exltune.engines"]
+        mine = "my_package.engine:MyEngine"
+    """
+
+    needs_gpu: bool
+
+    def __call__(self, model_dir: Path, quants: Mapping[Choice, Path], **settings: Any) -> Engine:
+        """Open the engine. settings: what of Resources was given, by name."""
+        ...
+
+
 def engine_names() -> tuple[str, ...]:
-    """Names that open_engine takes."""
-    return (AUTO, *_ENGINES)
+    """Names that open_engine takes; no engine is imported for it."""
+    return _PLUGINS.names()
 
 
 def runs_on_cpu(name: str) -> bool:
-    """Whether an opened engine of this name needs no GPU."""
-    return name in _ON_CPU
+    """Whether an opened engine of this name needs no GPU. Raises: UsageError as open_engine."""
+    return not _engine_class(name).needs_gpu
 
 
 def auto_engine() -> tuple[str, str | None]:
@@ -208,20 +231,32 @@ def open_engine(
 
     model_dir: the reference, unquantized or an EXL3 directory. quants: choice -> EXL3 directory; "16" is always the
     reference and needs none. Where "auto" takes the CPU although there is a CUDA device, the log says why.
-    Raises: UsageError for an unknown name or for devices of an engine that has none, and what reading the model raises.
+    Raises: UsageError for an unknown name, an entry point that gives no engine, or devices of an engine that has none,
+    and what reading the model raises.
     """
     resources, resolved = resources or Resources(), _automatic() if name == AUTO else name
-    if resolved not in _ENGINES:
-        raise UsageError(f"there is no engine {name!r}", fix=f"Choose one of: {', '.join(engine_names())}")
-    module, _, attribute = _ENGINES[resolved].partition(":")
+    engine_class = _engine_class(resolved)
     settings: dict[str, object] = {} if resources.state_bytes is None else {"state_bytes": resources.state_bytes}
-    if resources.of_devices and resolved in _ON_CPU:
+    if resources.of_devices and not engine_class.needs_gpu:
         raise UsageError(
             f"engine {resolved} runs on the CPU", fix="Leave --devices and --max-vram out, or take another --engine"
         )
     settings |= resources.of_devices
-    engine: Engine = getattr(import_module(module), attribute)(Path(model_dir), dict(quants or {}), **settings)
-    return engine
+    return engine_class(Path(model_dir), dict(quants or {}), **settings)
+
+
+def _engine_class(name: str) -> EngineClass:
+    entry = _PLUGINS.find(name)
+    if entry is None:
+        module, _, attribute = _ENGINES[name].partition(":")
+        return cast(EngineClass, getattr(import_module(module), attribute))
+    found = _PLUGINS.load(entry)
+    if not isinstance(found, type):
+        raise _PLUGINS.refused(entry, "is not a class")
+    methods = [method for method, value in vars(Engine).items() if callable(value) and not method.startswith("_")]
+    if missing := [attribute for attribute in ("needs_gpu", *methods) if not hasattr(found, attribute)]:
+        raise _PLUGINS.refused(entry, f"is not an engine: its class has no {', '.join(missing)}")
+    return cast(EngineClass, found)
 
 
 def _automatic() -> str:

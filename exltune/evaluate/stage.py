@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from exltune.budget import directory_size
-from exltune.engines.base import Engine, Progress
+from exltune.engines.base import Progress
 from exltune.exl3.directory import QuantDir
 from exltune.metrics import evaluation_row
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice, Mix
+from exltune.schema.score import Score
 
 
 def whole(inventory: Inventory, choice: Choice) -> Mix:
@@ -22,21 +23,28 @@ def whole(inventory: Inventory, choice: Choice) -> Mix:
     return Mix(name=choice, choices=dict.fromkeys(ids, choice))
 
 
+#: As Engine.score, or a score cache's.
+Scorer = Callable[[Sequence[Mix], Tensor, Progress | None], list[Score]]
+
+
 def evaluate_quants(
-    engine: Engine, quants: Mapping[Choice, Path], tokens: Tensor, progress: Progress | None = None
+    inventory: Inventory,
+    score: Scorer,
+    quants: Mapping[Choice, Path],
+    tokens: Tensor,
+    progress: Progress | None = None,
 ) -> list[EvaluationRow]:
-    """A row for each directory, in the order given; the engine was opened on these names.
+    """A row for each directory, in the order given; score: knows these names.
 
     tokens: (rows, T). Raises: what the engine raises, QuantMismatchError for a directory that is not EXL3.
     """
-    inventory = engine.inventory
-    scores = engine.score([whole(inventory, name) for name in quants], tokens, progress)
+    scores = score([whole(inventory, name) for name in quants], tokens, progress)
     rows = []
-    for (name, path), score in zip(quants.items(), scores, strict=True):
+    for (name, path), found in zip(quants.items(), scores, strict=True):
         size = directory_size(inventory, QuantDir(path))
         rows.append(
             evaluation_row(
-                score, name=name, path=str(path), size_bytes=size.size_bytes, bpw=size.bpw, head_bpw=size.head_bpw
+                found, name=name, path=str(path), size_bytes=size.size_bytes, bpw=size.bpw, head_bpw=size.head_bpw
             )
         )
     return rows

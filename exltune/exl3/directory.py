@@ -12,6 +12,7 @@ from exltune.errors import MissingTensorError, QuantMismatchError
 from exltune.exl3.codebooks import Codebook
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.tensors import TensorFiles, read_json
+from exltune.schema.mix import UNQUANTIZED_BITS
 
 _TRELLIS = ".trellis"
 
@@ -42,7 +43,7 @@ class QuantDir:
     def bits(self, key: str) -> float:
         """Bits per weight of a linear; 16 where it is stored unquantized. Raises: MissingTensorError."""
         if key not in self and f"{key}.weight" in self.files:
-            return 16.0
+            return UNQUANTIZED_BITS
         return self.files.entry(f"{key}{_TRELLIS}").shape[-1] / 16
 
     def codebook(self, key: str) -> Codebook:

@@ -7,6 +7,7 @@ from exltune.inventory.content import group_hashes
 from exltune.inventory.identity import check_embedding, check_same_model, model_fingerprint
 from exltune.inventory.inventory import (
     LEVELS,
+    cache_half,
     groups_at_level,
     inventory_from_config,
     is_exl3,
@@ -22,6 +23,7 @@ __all__ = [
     "Architecture",
     "ModelShape",
     "architecture",
+    "cache_half",
     "cache_layers",
     "check_embedding",
     "check_same_model",

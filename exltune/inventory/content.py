@@ -22,13 +22,13 @@ _WHOLE_BYTES = 64 << 20
 def group_hashes(directory: Path, groups: Iterable[Group]) -> dict[str, str]:
     """Group id -> sha256 (hex) of its linears' tensors as the directory stores them: names, types, shapes and content.
 
-    Raises: NotAModelError, CorruptFileError.
+    A group without tensors there is left out. Raises: NotAModelError, CorruptFileError.
     """
     files = TensorFiles(directory)
     groups = list(groups)
     names = {group.id: [name for key in group.tensors for name in files.of_module(key)] for group in groups}
     tensors = _tensor_hashes(files, {name for wanted in names.values() for name in wanted})
-    return {id_: _joined(name + tensors[name] for name in wanted) for id_, wanted in names.items()}
+    return {id_: _joined(name + tensors[name] for name in wanted) for id_, wanted in names.items() if wanted}
 
 
 def _tensor_hashes(files: TensorFiles, names: Iterable[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from exltune.exl3.tensors import TensorFiles
 from exltune.inventory.architectures import ARCHITECTURES
 from exltune.inventory.config import ModelShape, model_shape, read_config
 from exltune.inventory.layout import HEAD_KEY, linears, parameters, unquantized_shapes
-from exltune.schema.inventory import Group, Inventory, LinearSpec, Part, Role
+from exltune.schema.inventory import Group, Inventory, LinearSpec, Role, Unit
 
 _PLAIN_DTYPES = ("BF16", "F16", "F32")
 
@@ -92,7 +92,7 @@ def verify_headers(inventory: Inventory, plain: Mapping[str, tuple[int, ...]], f
             _expect_linear(files, spec)
 
 
-def groups_at_level(inventory: Inventory, level: int) -> tuple[Part, ...]:
+def groups_at_level(inventory: Inventory, level: int) -> tuple[Unit, ...]:
     """What is probed together, without the head.
 
     level 0: whole layers (`3`). 1: a layer's attention, and its MLP with shared and routed experts (`3.attn`, `3.mlp`).
@@ -108,7 +108,7 @@ def groups_at_level(inventory: Inventory, level: int) -> tuple[Part, ...]:
     for group in inventory.groups:
         members.setdefault(_part_of(group, level), []).append(group)
     return tuple(
-        Part(
+        Unit(
             id=part,
             role=role,
             layer=groups[0].layer,
@@ -117,6 +117,11 @@ def groups_at_level(inventory: Inventory, level: int) -> tuple[Part, ...]:
         )
         for (part, role), groups in members.items()
     )
+
+
+def cache_half(key: str) -> Unit:
+    """The keys (CACHE_K) or the values (CACHE_V) of the KV cache as a unit."""
+    return Unit(id=key, role=key, layer=None, members=(key,), numel=0)
 
 
 def _part_of(group: Group, level: int) -> tuple[str, str]:

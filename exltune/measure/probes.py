@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 
-from exltune.inventory import groups_at_level
-from exltune.schema.inventory import Inventory, Part, Role
+from exltune.inventory import cache_half, groups_at_level
+from exltune.schema.inventory import Inventory, Role, Unit
 from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, Choice, Mix
 
 
-@dataclass(frozen=True)
-class SwapUnit:
-    """What is swapped alone: a part of a layer, the head, or half of the KV cache.
+class SwapUnit(Unit):
+    """A unit that is swapped alone.
 
     bits: of every choice, ascending. mixes: the swap to every choice. routers: how many of the model's routers see the
     error of such a swap.
     """
 
-    id: str
-    layer: int | None
     choices: tuple[Choice, ...]
     bits: tuple[float, ...]
     mixes: tuple[Mix, ...]
@@ -40,11 +36,12 @@ class SwapUnit:
         kept = [place for place, mix in enumerate(self.mixes) if mix.name not in same]
         if len(kept) == len(self.mixes):
             return self
-        return replace(
-            self,
-            choices=tuple(self.choices[place] for place in kept),
-            bits=tuple(self.bits[place] for place in kept),
-            mixes=tuple(self.mixes[place] for place in kept),
+        return self.model_copy(
+            update={
+                "choices": tuple(self.choices[place] for place in kept),
+                "bits": tuple(self.bits[place] for place in kept),
+                "mixes": tuple(self.mixes[place] for place in kept),
+            }
         )
 
 
@@ -59,11 +56,10 @@ def swap_units(
 
     same: names of swaps that change nothing, as QuantReference has them; a unit is without them, or not there.
     """
-    units = [_unit(inventory, part.id, part.members, quants, part.layer) for part in groups_at_level(inventory, level)]
+    units = [_swapped(inventory, unit, quants) for unit in groups_at_level(inventory, level)]
+    units.append(_swapped(inventory, inventory.head.alone, heads))
     cache = {choice: float(choice) for choice in CACHE_CHOICES if choice != REFERENCE}
-    head = inventory.head.id
-    units.append(_unit(inventory, head, (head,), heads))
-    units += [_unit(inventory, key, (key,), cache) for key in (CACHE_K, CACHE_V)]
+    units += [_swapped(inventory, cache_half(key), cache) for key in (CACHE_K, CACHE_V)]
     return tuple(found for unit in units if (found := unit.without(same)).mixes)
 
 
@@ -74,11 +70,11 @@ def probe_name(part: str, choice: Choice) -> str:
 
 def probe_batches(inventory: Inventory, level: int, choices: Sequence[Choice]) -> Iterator[list[Mix]]:
     """Swaps on the reference, a batch for each layer: they share all hidden states up to it."""
-    by_layer: dict[int | None, list[Part]] = {}
+    by_layer: dict[int | None, list[Unit]] = {}
     for part in groups_at_level(inventory, level):
         by_layer.setdefault(part.layer, []).append(part)
     for parts in by_layer.values():
-        yield [_swap(inventory, part.members, choice, part.id) for part in parts for choice in choices]
+        yield [_swap(inventory, part, choice) for part in parts for choice in choices]
 
 
 def wider_probes(inventory: Inventory, heads: Mapping[Choice, float]) -> list[Mix]:
@@ -96,12 +92,14 @@ def uniform_mixes(inventory: Inventory, choices: Sequence[Choice], head_choice: 
     return [Mix(name=f"uniform@{choice}", choices=dict.fromkeys(groups, choice) | head) for choice in choices]
 
 
-def _unit(
-    inventory: Inventory, name: str, members: Sequence[str], options: Mapping[Choice, float], layer: int | None = None
-) -> SwapUnit:
-    mixes = tuple(_swap(inventory, members, choice, name) for choice in options)
-    routers = 0 if name == inventory.head.id else _routers_after(inventory, members)
-    return SwapUnit(name, layer, tuple(options), tuple(options.values()), mixes, routers)
+def _swapped(inventory: Inventory, unit: Unit, bits: Mapping[Choice, float]) -> SwapUnit:
+    return SwapUnit(
+        **unit.as_fields,
+        choices=tuple(bits),
+        bits=tuple(bits.values()),
+        mixes=tuple(_swap(inventory, unit, choice) for choice in bits),
+        routers=0 if unit.id == inventory.head.id else _routers_after(inventory, unit.members),
+    )
 
 
 def _routers_after(inventory: Inventory, members: Sequence[str]) -> int:
@@ -112,6 +110,6 @@ def _routers_after(inventory: Inventory, members: Sequence[str]) -> int:
     return sum(place > layer or (place == layer and not behind) for place in routed)
 
 
-def _swap(inventory: Inventory, members: Sequence[str], choice: Choice, name: str) -> Mix:
+def _swap(inventory: Inventory, unit: Unit, choice: Choice) -> Mix:
     everything = dict.fromkeys((*(group.id for group in inventory.groups), inventory.head.id), REFERENCE)
-    return Mix(name=probe_name(name, choice), choices=everything | dict.fromkeys(members, choice))
+    return Mix(name=probe_name(unit.id, choice), choices=everything | dict.fromkeys(unit.members, choice))

@@ -9,13 +9,12 @@ from typing import cast
 
 from exltune.budget import SizeModel
 from exltune.exl3.codebooks import Codebook
-from exltune.inventory import groups_at_level
 from exltune.measure.estimates import EstimatedSwaps, Kld, ScoredSwaps, known_swaps
 from exltune.measure.probes import SwapUnit, swap_units
 from exltune.measure.reference import QuantReference
 from exltune.metrics import mean_and_se
 from exltune.schema.evaluation import MethodRow
-from exltune.schema.inventory import Inventory, Part
+from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import (
     LegacyCandidate,
     LegacyGroup,
@@ -84,8 +83,8 @@ def summarize(
     """
     units = swap_units(inventory, level, {quant.choice: quant.bits for quant in quants}, head.distinct)
     swaps = known_swaps(units, scores, reference)
-    parts = groups_at_level(inventory, level)
-    groups = tuple(_measured(part, unit, quants, swaps) for part, unit in zip(parts, units, strict=False))
+    parts = [unit for unit in units if unit.layer is not None]
+    groups = tuple(_measured(unit, quants, swaps) for unit in parts)
     keys = {group.id: group.tensors for group in inventory.groups}
     lowest = scores[f"uniform@{quants[0].choice}"]
     return Measurement(
@@ -97,7 +96,7 @@ def summarize(
                 layers=tuple(key for member in group.members for key in keys[member]),
                 candidates=_legacy_candidates(group, unit, swaps),
             )
-            for index, (group, unit) in enumerate(zip(groups, units, strict=False))
+            for index, (group, unit) in enumerate(zip(groups, parts, strict=True))
         ),
         base_kld=mean_and_se(lowest.kl_ref_mix, lowest.positions).mean,
         arch_string=inventory.architecture,
@@ -132,11 +131,7 @@ def _wider(
         size = {bits: sizes.group_bytes(group.id, bits) if of_head else 0 for bits in unit.bits}
         found.append(
             MeasuredGroup(
-                id=unit.id,
-                members=(unit.id,),
-                role=group.role if of_head else unit.id,
-                layer=None,
-                numel=group.numel if of_head else 0,
+                **unit.as_fields,
                 probes=tuple(
                     _probe(choice, bits, size[bits], swaps.kld(unit, choice))
                     for choice, bits in zip(unit.choices, unit.bits, strict=True)
@@ -146,21 +141,17 @@ def _wider(
     return tuple(found)
 
 
-def _measured(
-    part: Part, unit: SwapUnit, quants: list[QuantSizes], swaps: ScoredSwaps | EstimatedSwaps
-) -> MeasuredGroup:
+def _measured(unit: SwapUnit, quants: list[QuantSizes], swaps: ScoredSwaps | EstimatedSwaps) -> MeasuredGroup:
     probes = tuple(
         _probe(
             quant.choice,
             quant.bits,
-            sum(quant.group_bytes[member] for member in part.members),
+            sum(quant.group_bytes[member] for member in unit.members),
             swaps.kld(unit, quant.choice),
         )
         for quant in quants
     )
-    return MeasuredGroup(
-        id=part.id, members=part.members, role=part.role, layer=part.layer, numel=part.numel, probes=probes
-    )
+    return MeasuredGroup(**unit.as_fields, probes=probes)
 
 
 def _probe(choice: Choice, bits: float, size_bytes: int, kld: Kld) -> Probe:

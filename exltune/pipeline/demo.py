@@ -7,10 +7,11 @@ from pathlib import Path
 from exltune.budget import Limits
 from exltune.errors import NotAModelError, VerdictError
 from exltune.pipeline.common.reporter import Reporter
+from exltune.pipeline.common.session import Session
 from exltune.pipeline.tune import WIDE, tune
 from exltune.schema.evaluation import TuneResult, Verdict
 from exltune.schema.tokens import DataOptions, Texts
-from exltune.search.space.space import AUTO, Asked
+from exltune.search.space.space import AUTO, SpaceOptions
 
 #: The small models beside the package in its repository.
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -25,7 +26,8 @@ def demo(out: Path, *, reporter: Reporter | None = None) -> TuneResult:
         raise NotAModelError(
             "the demo's model is not here", where=str(DEMO_MODEL), fix="Run the demo from a clone of the repository"
         )
-    return tune(DEMO_MODEL, out, Asked(Limits(target_bpw=DEMO_BPW), head=AUTO), WIDE, DEMO_DATA, reporter=reporter)
+    with Session(DEMO_MODEL, DEMO_DATA, reporter=reporter) as session:
+        return tune(session, out, SpaceOptions(Limits(target_bpw=DEMO_BPW), head=AUTO), WIDE)
 
 
 def check_won(verdict: Verdict) -> None:

@@ -75,8 +75,8 @@ class Endpoint:
 class EndpointSampler:
     """A Sampler that asks a server; a request that the server is too busy for is sent again a few times."""
 
-    def __init__(self, endpoint: Endpoint, settings: GenerateOptions) -> None:
-        self._endpoint, self._settings = endpoint, settings
+    def __init__(self, endpoint: Endpoint, options: GenerateOptions) -> None:
+        self._endpoint, self._options = endpoint, options
         self._url = _base_url(endpoint.url)
         key = endpoint.key
         self._client = httpx2.Client(
@@ -110,13 +110,13 @@ class EndpointSampler:
         )
 
     def _request(self, task: Task) -> tuple[str, dict[str, Any]]:
-        settings = self._settings
+        options = self._options
         body: dict[str, Any] = {
             "model": self._endpoint.model,
-            "max_tokens": settings.max_new_tokens,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "seed": seed_of(settings.seed, *task.key),
+            "max_tokens": options.max_new_tokens,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "seed": seed_of(options.seed, *task.key),
             "stream": False,
         }
         path, asked = _asked(task.prompt)

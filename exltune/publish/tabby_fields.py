@@ -4,8 +4,6 @@ from __future__ import annotations
 
 #: 2026-08-13; what the Dockerfile builds and what exltune's keys and requests belong to.
 TABBYAPI_COMMIT = "e632af41eba68abeadc3437c62674360f2f8cbf1"
-#: What exltune's directories were checked with; TabbyAPI's own pin of 1.4.2 cannot load half-integer widths.
-EXLLAMAV3_VERSION = "1.6.5"
 
 #: Source: TabbyAPI, endpoints/OAI/utils/tools.py (ALL_TOOLCALL_FORMATS); another name is dropped with a warning.
 TOOL_FORMATS = frozenset(

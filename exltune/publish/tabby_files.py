@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from exltune.publish.tabby_fields import EXLLAMAV3_VERSION, TABBYAPI_COMMIT
+from exltune.publish.tabby_fields import TABBYAPI_COMMIT
 from exltune.publish.tabby_tokens import TOKENS
+from exltune.requirements import lowest
 from exltune.schema.deploy import Deployment
 
 CONFIG, MODEL_CONFIG = "config.yml", "tabby_config.yml"
@@ -21,7 +22,11 @@ _MODEL_CONFIG_HEAD = (
     + "# TabbyAPI reads this file in the model's folder at every load; it wins over config.yml and load requests.\n"
 )
 
-_DOCKERFILE = f"""\
+
+def dockerfile() -> str:
+    """TabbyAPI at a pinned commit on a pinned CUDA image, with a pinned exllamav3."""
+    exllamav3 = lowest("exllamav3")
+    return f"""\
 {_WRITTEN}# A devel image: PyPI's exllamav3 has no compiled kernels and builds them with nvcc at the first start.
 FROM nvidia/cuda:12.8.1-devel-ubuntu24.04
 
@@ -38,20 +43,15 @@ RUN git init -q . \\
 # TabbyAPI's own torch 2.9.0 for CUDA 12.8, with the exllamav3 1.4.2 that it pins.
 RUN pip install --no-cache-dir ".[cu12]"
 # exllamav3 1.4.2 does not know the half-integer widths (1.5, 2.5 and 3.5 bits) and refuses to load a mix that has
-# them; {EXLLAMAV3_VERSION} loads them, and is what exltune's directories are tested with. torch stays as it is.
+# them; {exllamav3} loads them, and is what exltune's directories are tested with. torch stays as it is.
 RUN pip freeze | grep -E '^torch(==| @)' > /tmp/torch.txt \\
-    && pip install --no-cache-dir -c /tmp/torch.txt "exllamav3=={EXLLAMAV3_VERSION}"
+    && pip install --no-cache-dir -c /tmp/torch.txt "exllamav3=={exllamav3}"
 
 EXPOSE {_CONTAINER_PORT}
 ENTRYPOINT ["python3"]
 # All interfaces of the container; docker-compose.yml says which of the host's.
 CMD ["main.py", "--host", "0.0.0.0", "--port", "{_CONTAINER_PORT}"]
 """
-
-
-def dockerfile() -> str:
-    """TabbyAPI at a pinned commit on a pinned CUDA image, with a pinned exllamav3."""
-    return _DOCKERFILE
 
 
 def model_section(deployment: Deployment) -> dict[str, Any]:

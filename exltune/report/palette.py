@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+from exltune.schema.mix import UNQUANTIZED_BITS
+
 Rgb = tuple[int, int, int]
 
 #: Few bits are red, many blue; widths between these are mixed. 16 is unquantized.
@@ -17,7 +19,7 @@ _COLOURS: tuple[tuple[float, Rgb], ...] = (
     (5.0, (146, 197, 222)),
     (6.0, (67, 147, 195)),
     (8.0, (33, 102, 172)),
-    (16.0, (5, 48, 97)),
+    (UNQUANTIZED_BITS, (5, 48, 97)),
 )
 
 

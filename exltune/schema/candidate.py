@@ -1,19 +1,23 @@
-"""A mix that a method proposes at a budget, before anything has scored it."""
+"""A mix with its size: what methods propose, the search weighs, and a recipe holds."""
 
 from __future__ import annotations
 
-from exltune.schema.base import Record
-from exltune.schema.mix import Mix, MixSize
+from exltune.schema.mix import Mix
 
 
-class Candidate(Record):
-    """A method's mix with its size; predicted_kld_nats is a prediction of KL(reference‖mix) in nats/token.
+class Candidate(Mix):
+    """A mix that a method proposes, by the method's name.
 
-    meets_floors: whether it keeps the floors that the user demands; one that does not is compared, never handed over.
+    size_bytes, bpw: as of its MixSize. predicted_kld: a prediction of KL(reference‖mix), nats/token. meets_floors:
+    whether it keeps the floors that the user demands; one that does not is compared, never handed over.
     """
 
-    name: str
-    mix: Mix
-    size: MixSize
-    predicted_kld_nats: float | None = None
+    size_bytes: int
+    bpw: float
+    predicted_kld: float | None = None
     meets_floors: bool = True
+
+    @property
+    def mix(self) -> Mix:
+        """The mix alone."""
+        return Mix(name=self.name, choices=self.choices)

@@ -105,7 +105,7 @@ class Card(Record):
     reference: the quant that all are compared with, where that is not the unquantized model.
     """
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     title: str
     repo_id: str
     base_model: str

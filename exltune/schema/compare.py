@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from exltune.schema.base import Record
 from exltune.schema.evaluation import EvaluationRow
@@ -46,7 +47,7 @@ class TaskRun(Record):
 class TaskRuns(Record):
     """What `exltune tasks` writes. settings: what answers depend on beside the model, as the harness was given it."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     endpoint: str
     model: str
     harness_version: str
@@ -100,7 +101,7 @@ class TaskVerdict(Record):
 class CompareResult(Record):
     """What `exltune compare` writes. outcome: that of KL(ref‖quant). bytes_difference: of the baseline's bytes."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     candidate: ScoredQuant
     baseline: ScoredQuant
     bytes_difference: float

@@ -48,7 +48,7 @@ class Deployment(Record):
     notes: what the plan could not count or know.
     """
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     exltune_version: str
     tabbyapi_commit: str
     exllamav3_version: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from exltune.schema.base import Record
 from exltune.schema.provenance import Provenance
 from exltune.schema.search import Standing
@@ -36,6 +38,7 @@ class EvaluationRow(Record):
 class Evaluation(Record):
     """What `exltune evaluate` writes."""
 
+    schema_version: Literal[1] = 1
     rows: tuple[EvaluationRow, ...]
     provenance: Provenance
 
@@ -65,6 +68,7 @@ class Verdict(Record):
     the search's own; standings: every method on the selection set, the one handed over first.
     """
 
+    schema_version: Literal[1] = 1
     source: str
     searched: bool
     tuned: EvaluationRow

@@ -7,12 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from exltune.schema.base import Record
+from exltune.schema.defaults import DEFAULT_CHUNK, DEFAULT_SLOTS
+from exltune.schema.mix import UNQUANTIZED_BITS
 
 _MIB = 1 << 20
 _GIB = 1 << 30
-
-#: Bits of an unquantized cache.
-FP16_BITS = 16
 
 #: How sizes are printed back: as the user wrote them.
 SizeUnit = Literal["GiB", "GB"]
@@ -27,13 +26,13 @@ class CacheBits(Record):
     @property
     def quantized(self) -> bool:
         """Whether exllamav3 keeps it as CacheLayer_quant."""
-        return self.k != FP16_BITS
+        return self.k != UNQUANTIZED_BITS
 
     def __str__(self) -> str:
         return f"{self.k},{self.v}" if self.quantized else "fp16"
 
 
-FP16_CACHE = CacheBits(k=FP16_BITS, v=FP16_BITS)
+FP16_CACHE = CacheBits(k=UNQUANTIZED_BITS, v=UNQUANTIZED_BITS)
 
 
 class Hardware(Record):
@@ -57,8 +56,8 @@ class Use(Record):
 
     context: int | None = None
     cache: CacheBits = FP16_CACHE
-    chunk: int = 2048
-    slots: int = 16
+    chunk: int = DEFAULT_CHUNK
+    slots: int = DEFAULT_SLOTS
     tensor_parallel: bool = False
     offload_layers: int = 0
 

@@ -7,9 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from exltune.schema.base import Record
-
-#: Bits that a rule may ask for beside 1 to 8: stored unquantized.
-UNQUANTIZED_BITS = 16.0
+from exltune.schema.mix import UNQUANTIZED_BITS
 
 
 def _existing(bits: float) -> float:

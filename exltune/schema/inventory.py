@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 from exltune.schema.base import Record
 
@@ -88,6 +89,30 @@ class LinearSpec(Record):
         return -(-self.out_features // 128) * 128
 
 
+class Unit(Record):
+    """What takes one bit width together: a group (l4), a pair (l3, `3.attn.kv`), a layer's part (l2, `3.experts`), the
+    head, or half of the KV cache. What is measured, searched and shown of it are its subclasses.
+
+    members: keys of a mix, ids of groups for all but the cache. numel: weights; 0 for the cache.
+    """
+
+    id: str
+    role: Role | str
+    layer: int | None
+    members: tuple[str, ...]
+    numel: int
+
+    @property
+    def part(self) -> str:
+        """The coarser part that the role belongs to: attn, mlp, shared, experts, head, cache."""
+        return self.role.partition(".")[0]
+
+    @property
+    def as_fields(self) -> dict[str, Any]:
+        """The fields of any unit, to make a unit of another kind from it."""
+        return {name: getattr(self, name) for name in Unit.model_fields}
+
+
 class Group(Record):
     """The fewest linears that take one bit width together (level l4), e.g. id `3.experts.down` or `head`."""
 
@@ -97,18 +122,10 @@ class Group(Record):
     tensors: tuple[str, ...]
     numel: int
 
-
-class Part(Record):
-    """What is probed together: one group (l4), a pair (l3, `3.attn.kv`) or a layer's part (l2, `3.experts`).
-
-    members: group ids.
-    """
-
-    id: str
-    role: Role | str
-    layer: int | None
-    members: tuple[str, ...]
-    numel: int
+    @property
+    def alone(self) -> Unit:
+        """The unit that has no other member."""
+        return Unit(id=self.id, role=self.role, layer=self.layer, members=(self.id,), numel=self.numel)
 
 
 class Inventory(Record):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
-from exltune.schema.base import Record
+from exltune.schema.base import TOLD, Record
 from exltune.schema.evaluation import MethodRow
-from exltune.schema.inventory import Role
+from exltune.schema.inventory import Unit
 from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataOptions
 
@@ -14,7 +16,7 @@ from exltune.schema.tokens import DataOptions
 class QuantRef(Record):
     """A base quant directory and its bpw, in exllamav3's form."""
 
-    dir: str
+    dir: Annotated[str, TOLD]
     bpw: float
 
 
@@ -87,14 +89,9 @@ class SwapLawFit(Record):
     swaps: int
 
 
-class MeasuredGroup(Record):
-    """A group (l4), a pair of them (l3) or a part of a layer (l2), and what each of its choices did."""
+class MeasuredGroup(Unit):
+    """A unit and what each of its choices did."""
 
-    id: str
-    members: tuple[str, ...]
-    role: Role | str
-    layer: int | None
-    numel: int
     probes: tuple[Probe, ...]
 
 
@@ -108,10 +105,10 @@ class MeasurementDetail(Record):
     tensors: at level 4, what each linear does to its own output.
     """
 
-    schema_version: int = 1
+    schema_version: Literal[2] = 2
     level: int
     base: str
-    quants: dict[str, str]
+    quants: Annotated[dict[str, str], TOLD]
     quant_sha256: dict[str, str]
     head_choice: str
     head_bits: float

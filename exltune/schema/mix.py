@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from exltune.schema.base import Record
 
 #: Where a group's weights come from: a base quant named by its bits ("2", "2.5", "3"), REFERENCE, or any other
 #: name under which a quant directory was given to the engine (the evaluation of finished quants does that).
 Choice = str
 
+#: Bits of what is stored unquantized, weights and caches alike.
+UNQUANTIZED_BITS = 16
+
 #: The unquantized weights of the model itself.
-REFERENCE: Choice = "16"
+REFERENCE: Choice = str(UNQUANTIZED_BITS)
 
 #: Keys of a mix beside its groups: bits of the keys and of the values that all attention layers keep in the cache.
 CACHE_K = "cache.k"
@@ -22,9 +27,19 @@ CACHE_CHOICES: tuple[Choice, ...] = ("2", "3", "4", "5", "6", "7", "8", REFERENC
 CacheChoice = tuple[Choice, Choice]
 
 
+#: A mix by its choices alone, to look it up by.
+MixKey = tuple[tuple[str, Choice], ...]
+
+
 def choice_of_bits(bits: float) -> Choice:
     """Name of the base quant at a bit width: 3.0 -> "3", 2.5 -> "2.5"."""
     return f"{bits:g}"
+
+
+def mix_key(choices: Mapping[str, Choice]) -> MixKey:
+    """As Mix.key."""
+    cache = (CACHE_K, CACHE_V)
+    return tuple((key, choice) for key, choice in sorted(choices.items()) if key not in cache or choice != REFERENCE)
 
 
 class Mix(Record):
@@ -35,6 +50,11 @@ class Mix(Record):
 
     name: str
     choices: dict[str, Choice]
+
+    @property
+    def key(self) -> MixKey:
+        """Its choices alone; an unquantized cache is the same as none."""
+        return mix_key(self.choices)
 
     @property
     def cache(self) -> CacheChoice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from exltune.schema.base import Record
 from exltune.schema.evaluation import EvaluationRow, PairedDifference
@@ -43,7 +44,7 @@ class Peer(Record):
 class PeersResult(Record):
     """What `exltune peers` writes. calibration_sha256: tokens that AWQ's scales come from."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     base: tuple[EvaluationRow, ...]
     peers: tuple[Peer, ...]
     remarks: tuple[str, ...]

@@ -12,7 +12,7 @@ class ProbeContext(Record):
 
     reference: what the model is where it is a quant itself: KL is then against it.
 
-    code: versions of the libraries that the engine computes with, and sha256 of exltune's own sources.
+    code: versions of the algorithms and libraries that the engine computes with.
     """
 
     model_sha256: str

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from exltune.schema.base import Record
+from typing import Annotated
+
+from exltune.schema.base import TOLD, Record
 
 
 class ReferenceQuant(Record):
@@ -30,9 +32,9 @@ class Provenance(Record):
     model_path, model_sha256: the reference's. reference: what it is where it is a quant, None where it is unquantized.
     """
 
-    exltune_version: str
+    exltune_version: Annotated[str, TOLD]
     engine: str
-    model_path: str
+    model_path: Annotated[str, TOLD]
     model_sha256: str
     reference: ReferenceQuant | None = None
     tokens_sha256: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from exltune.schema.base import Record
 from exltune.schema.provenance import Provenance
 
@@ -17,7 +19,7 @@ class TensorErrors(Record):
 class QuantRecord(Record):
     """How a base quant was made; `rare_experts` saw few calibration tokens by the model's own routing."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     bits: float
     head_bits: float
     codebook: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from exltune.schema.base import Record
 from exltune.schema.provenance import Provenance
 from exltune.schema.search import Budget, SearchDetail
@@ -14,7 +16,7 @@ class RecipeDetail(Record):
     with, such as "5,4"; None for fp16.
     """
 
-    schema_version: int = 1
+    schema_version: Literal[2] = 2
     source: str
     choices: dict[str, str]
     size_bytes: int

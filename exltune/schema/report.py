@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exltune.schema.base import Record
+from exltune.schema.inventory import Unit
 from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataOptions
 
@@ -33,18 +34,14 @@ class ReportProbe(Record):
         return self.kld_nats / self.law_kld if known and self.law_kld is not None else None
 
 
-class ReportGroup(Record):
-    """A group, or a part of a layer, with its probes ascending in bits.
+class ReportGroup(Unit):
+    """A unit with its probes ascending in bits.
 
     row: its row of the heat map, the role or the part's name. scale, exponent: S in nats/token and p of the law
     S * r^p of its swaps, with what the law gives for every measured width in law_klds; None for head and cache.
     """
 
-    id: str
     row: str
-    role: str
-    layer: int | None
-    numel: int
     scale: float | None = None
     exponent: float | None = None
     law_klds: dict[float, float]

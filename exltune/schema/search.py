@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from exltune.schema.base import Record
+from exltune.schema.candidate import Candidate
 from exltune.schema.mix import Choice
 from exltune.schema.plan import Limit
 
@@ -51,19 +52,14 @@ class Round(Record):
     gamma: float
 
 
-class Standing(Record):
-    """How one method stands at the end.
+class Standing(Candidate):
+    """How one method's candidate stands at the end.
 
     search_kld and selection_kld: measured mean KL(reference‖mix), nats/token, with standard errors; the selection set
     is fresh rows that no fit has seen. margin: selection KL over the handed-over mix's, paired by row, with its 95 %
     interval; positive means worse than the one handed over. eligible: within the budget and above the floors.
     """
 
-    name: str
-    choices: dict[str, Choice]
-    size_bytes: int
-    bpw: float
-    predicted_kld: float | None = None
     search_kld: float | None = None
     search_kld_se: float | None = None
     selection_kld: float | None = None

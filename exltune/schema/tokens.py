@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from exltune.schema.base import Record
+from exltune.schema.defaults import DEFAULT_ROW_LENGTH, DEFAULT_ROWS
 
 
 class Split(StrEnum):
@@ -81,8 +82,8 @@ class DataOptions(Record):
     weights: tuple[tuple[str, Weight], ...] = ()
     samples: int | None = Field(default=None, ge=1)
     sample_tokens: int | None = Field(default=None, ge=2)
-    row_length: int = Field(default=256, ge=2)
-    rows: int = Field(default=256, ge=16)
+    row_length: int = Field(default=DEFAULT_ROW_LENGTH, ge=2)
+    rows: int = Field(default=DEFAULT_ROWS, ge=16)
     seed: int = 0
 
     def rows_of(self, split: Split) -> int:

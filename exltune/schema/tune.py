@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from exltune.schema.base import Record
 
 
 class TuneJob(Record):
     """What a tune directory is for; another job may not go on in it. budget: as options of the command line."""
 
-    schema_version: int = 2
+    schema_version: Literal[2] = 2
     model: str
     budget: tuple[str, ...]
     level: int

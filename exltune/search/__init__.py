@@ -2,18 +2,18 @@
 
 from exltune.search.baselines.methods import BASELINES, Baseline, baseline_mixes
 from exltune.search.baselines.strategy import (
-    StrategyQuant,
     exllamav3_strategy,
     smallest_strategy_at_least,
     strategy_within,
 )
 from exltune.search.law.surrogate import Surrogate
-from exltune.search.loop.history import OF_BASELINE, History, knob_study, open_storage, storage_errors
-from exltune.search.loop.loop import Proposal, Search, SearchOptions
+from exltune.search.loop.history import OF_BASELINE, History
+from exltune.search.loop.loop import Search, SearchOptions
 from exltune.search.loop.samplers import SAMPLERS, Knobs, rule_bits, sampler
-from exltune.search.loop.sources import SOURCES
+from exltune.search.loop.sources import SOURCES, Proposal
+from exltune.search.loop.study import knob_study, open_storage, storage_errors
 from exltune.search.problem.pairs import unfused
-from exltune.search.problem.problem import SearchProblem, Unit, UnitOption, cache_unit, head_unit, search_problem
+from exltune.search.problem.problem import SearchProblem, SearchUnit, UnitOption, cache_unit, head_unit, search_problem
 from exltune.search.rules.floors import floors
 from exltune.search.rules.rules import RULES_DIR, load_all_rules, load_rules, rules_mix
 from exltune.search.rules.wishes import out_of_reach, unmatched
@@ -34,9 +34,8 @@ __all__ = [
     "Search",
     "SearchOptions",
     "SearchProblem",
-    "StrategyQuant",
+    "SearchUnit",
     "Surrogate",
-    "Unit",
     "UnitOption",
     "baseline_mixes",
     "cache_unit",

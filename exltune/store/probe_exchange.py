@@ -13,7 +13,7 @@ from exltune.metrics import score_from_rows
 from exltune.schema.probe import Merged, ProbeContext, ProbedMix, StoredProbe, StoredSet, Swap
 from exltune.store.database import Database
 from exltune.store.probe_tables import contexts, mixes, scores, token_rows
-from exltune.store.probes import context_key, mix_key, packed_sums, rows_key, score_sums, split_rows, unpacked
+from exltune.store.probes import content_key, context_key, packed_sums, rows_key, score_sums, split_rows, unpacked
 
 _PROBES = (
     select(contexts.c.content, mixes.c.content, scores, token_rows.c.rows, token_rows.c.row_length)
@@ -30,7 +30,7 @@ def stored_sets(database: Database) -> list[StoredSet]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for key, probe in _probes(database):
         entry = found.setdefault(key, {"probe": probe, "mixes": set(), "swaps": set(), "times": []})
-        entry["mixes"].add(mix_key(probe.mix))
+        entry["mixes"].add(content_key(probe.mix))
         entry["swaps"] |= {(unit, swap.choice, swap.sha256) for unit, swap in probe.mix.swaps.items()}
         entry["times"].append(probe.created)
     return [_stored_set(group, entry) for (_, group), entry in found.items()]
@@ -91,7 +91,7 @@ def _stored_set(group: str, entry: dict[str, Any]) -> StoredSet:
 def _known(connection: Connection, probe: StoredProbe, where: str) -> bool:
     wanted = select(scores.c.sums).where(
         scores.c.context == context_key(probe.context),
-        scores.c.mix == mix_key(probe.mix),
+        scores.c.mix == content_key(probe.mix),
         scores.c.token_rows == rows_key(_rows(probe)),
     )
     found = connection.execute(wanted).scalar_one_or_none()
@@ -108,7 +108,7 @@ def _known(connection: Connection, probe: StoredProbe, where: str) -> bool:
 
 
 def _insert(database: Database, connection: Connection, probe: StoredProbe) -> None:
-    rows, context, mix = _rows(probe), context_key(probe.context), mix_key(probe.mix)
+    rows, context, mix = _rows(probe), context_key(probe.context), content_key(probe.mix)
     swaps = json.dumps(probe.mix.model_dump(mode="json")["swaps"], sort_keys=True)
     insert, group = database.insert_new, rows_key(rows)
     insert(connection, contexts, [{"id": context, "content": probe.context.model_dump_json()}])

@@ -35,7 +35,7 @@ def context_key(context: ProbeContext) -> str:
     return _sha256(context.model_dump_json().encode())
 
 
-def mix_key(mix: ProbedMix) -> str:
+def content_key(mix: ProbedMix) -> str:
     """sha256 (hex) of a mix's content; neither its name nor those of its choices count."""
     content = {unit: swap.sha256 or swap.choice for unit, swap in mix.swaps.items()}
     return _sha256(canonical(content).encode())
@@ -96,7 +96,7 @@ class ProbeStore:
         with self.database.writing() as connection:
             insert = self.database.insert_new
             insert(connection, contexts, [{"id": self.key, "content": self.context.model_dump_json()}])
-            insert(connection, mixes, [{"id": mix_key(mix), "content": _swaps(mix)} for mix, _ in found])
+            insert(connection, mixes, [{"id": content_key(mix), "content": _swaps(mix)} for mix, _ in found])
             insert(connection, token_rows, [{"id": group, "row_length": row_length, "rows": packed}])
             insert(connection, scores, [self._score(mix, sums, group, now) for mix, sums in found])
 
@@ -122,7 +122,7 @@ class ProbeStore:
         return found
 
     def _score(self, mix: ProbedMix, sums: Sums, group: str, now: str) -> dict[str, Any]:
-        key = {"context": self.key, "mix": mix_key(mix), "token_rows": group}
+        key = {"context": self.key, "mix": content_key(mix), "token_rows": group}
         return key | {"name": mix.name, "created": now, "sums": packed_sums(sums)}
 
     @staticmethod

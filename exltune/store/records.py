@@ -1,19 +1,20 @@
-"""Records as JSON and YAML files, read with errors that name the file and the field."""
+"""Records as JSON and YAML files: older versions are migrated, and errors name the file and the field."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from exltune.errors import DataError, ExltuneError, RecipeError
 from exltune.schema.base import Record
 from exltune.schema.recipe import Recipe
 from exltune.store.files import write_text
+from exltune.store.formats import first_not_finite, format_of, migrated
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -24,13 +25,23 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
-    """A record from a JSON file. Raises: DataError naming the file and the first wrong field."""
+    """A record from a JSON file, migrated where it is of an older version.
+
+    Raises: DataError naming the file, and the first wrong field or the version that is unknown.
+    """
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise _unreadable(DataError, path, _words(kind), error) from error
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _not_read(DataError, path, error) from error
+    try:
+        content = from_json(text)
+    except ValueError as error:
+        raise _unreadable(DataError, path, kind, "the whole file", f"Invalid JSON: {error}") from error
+    content = _current(DataError, path, kind, content)
+    try:
+        return kind.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise _invalid(DataError, path, kind, error) from error
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
@@ -41,15 +52,28 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe from YAML. Raises: RecipeError naming the file and the first wrong field."""
+    """A recipe from YAML, migrated where it is of an older version.
+
+    Raises: RecipeError naming the file, and the first wrong field or the version that is unknown.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise _not_read(RecipeError, path, error) from error
+    content = _current(RecipeError, path, Recipe, content)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise _unreadable(RecipeError, path, "recipe", error) from error
+        raise _invalid(RecipeError, path, Recipe, error) from error
+
+
+def _current(error: type[ExltuneError], path: Path, kind: type[Record], content: object) -> object:
+    """The content as the current version has it, all of whose numbers are finite."""
+    content = migrated(content, kind, str(path))
+    field = first_not_finite(content)
+    if field is not None:
+        raise _unreadable(error, path, kind, field, "NaN and infinity are not numbers of a result")
+    return content
 
 
 def _not_read(kind: type[ExltuneError], path: Path, error: Exception) -> ExltuneError:
@@ -57,19 +81,18 @@ def _not_read(kind: type[ExltuneError], path: Path, error: Exception) -> Exltune
     return kind(f"it cannot be read ({reason})", where=str(path), fix="Check the path")
 
 
-def _unreadable(kind: type[ExltuneError], path: Path, what: str, error: ValidationError) -> ExltuneError:
-    first = error.errors()[0]
+def _invalid(error: type[ExltuneError], path: Path, kind: type[Record], invalid: ValidationError) -> ExltuneError:
+    first = invalid.errors()[0]
     field = ".".join(str(part) for part in first["loc"]) or "the whole file"
-    return kind(
-        f"it is no {what} that this version of exltune reads: {field}: {first['msg']}",
+    return _unreadable(error, path, kind, field, first["msg"])
+
+
+def _unreadable(error: type[ExltuneError], path: Path, kind: type[Record], field: str, reason: str) -> ExltuneError:
+    return error(
+        f"it is no {format_of(kind).name} that this version of exltune reads: {field}: {reason}",
         where=str(path),
         fix="Mend that field, or make the file again",
     )
-
-
-def _words(kind: type[Record]) -> str:
-    """TuneJob -> "tune job"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
 
 
 def canonical(content: object) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from engine_contract import EngineContract, Open
-from tiny_models import TinyModel
 
 from exltune.engines.exllamav3.engine import ExllamaEngine
+from exltune.testing.engines import EngineContract, OpenEngine
+from exltune.testing.tiny_models import TinyModel
 from tests.standin.devices import exllamav3_devices
 
 pytestmark = pytest.mark.gpu
@@ -34,8 +35,8 @@ class TestExllamaEngine(EngineContract):
         return without_window(tiny_model, tmp_path / "model")
 
     @pytest.fixture
-    def open_engine(self) -> Open:
-        return lambda model: ExllamaEngine(model.path, model.quants, devices=exllamav3_devices()[:1])
+    def open_engine(self) -> OpenEngine:
+        return partial(ExllamaEngine, devices=exllamav3_devices()[:1])
 
 
 def without_window(model: TinyModel, out: Path) -> TinyModel:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from engine_contract import EngineContract, Open
 
-from exltune.engines import open_engine
+from exltune.engines.reference.engine import ReferenceEngine
+from exltune.testing.engines import EngineContract, OpenEngine
 
 
 class TestReferenceEngine(EngineContract):
     """Exact, on any machine."""
 
     @pytest.fixture
-    def open_engine(self) -> Open:
-        return lambda model: open_engine("reference", model.path, model.quants)
+    def open_engine(self) -> OpenEngine:
+        return ReferenceEngine

@@ -12,9 +12,9 @@ from command_line import exltune, fail, succeed
 from safetensors.numpy import save_file
 
 from exltune.corpora import ModelTokenizer
+from exltune.corpora.dealing import data_options_of, token_sets
 from exltune.engines.base import LayerCapture
 from exltune.pipeline.texts.inspect import expert_use, probe_keys
-from exltune.pipeline.texts.token_sets import data_options_of, token_sets
 from exltune.schema.tokens import Split
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "qwen3moe"

@@ -8,11 +8,11 @@ import torch
 from command_line import exltune, fail, succeed
 from safetensors.torch import load_file, save_file
 
+from exltune.corpora.dealing import data_options_of, ids, token_sets
 from exltune.engines.base import open_engine
 from exltune.evaluate import whole
 from exltune.evaluate.peers import round_to_nearest
 from exltune.metrics import mean_and_se
-from exltune.pipeline.texts.token_sets import data_options_of, ids, token_sets
 from exltune.schema.tokens import Split
 
 

@@ -132,7 +132,7 @@ def test_readings_move_the_constants(tmp_path: Path) -> None:
     assert {change["name"] for change in found["recalibrated"]} == {"context_bytes", "reserve_bytes"}
     assert found["max_bpw"] > succeed(*asked)["max_bpw"]
     shown = exltune(*asked, "--calibrate", readings)
-    assert "context_bytes: 0.50 GiB -> 0.40 GiB, from readings" in shown.stdout
+    assert "context_bytes: 512.00 MiB -> 410.00 MiB, from readings" in shown.stdout
 
 
 def config(tmp_path: Path, **changes: object) -> Path:

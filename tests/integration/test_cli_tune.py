@@ -8,8 +8,7 @@ import yaml
 from command_line import contents, exltune, fail, run_until_killed, succeed
 from test_cli import HELD_OUT_TOKENS, ROW
 
-from exltune.cli.options import CodebookName
-from exltune.cli.tune import WIDE_BITS, WIDE_HEAD_BITS, quantize_options
+from exltune.cli.options.quants import WIDE_BITS, WIDE_HEAD_BITS, CodebookName, quantize_options
 from exltune.pipeline.tune import WIDE
 
 SEARCH = ("--target-bpw", "3.7", "--passes", "4")

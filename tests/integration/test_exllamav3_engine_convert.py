@@ -18,8 +18,8 @@ from exltune.engines.exllamav3.engine import ExllamaEngine
 from exltune.errors import EngineError
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import load_inventory
-from exltune.pipeline.quants.base_quants import find_base_quants
 from exltune.schema.mix import Mix
+from exltune.store.quants.base_quants import find_base_quants
 from tests.standin.devices import exllamav3_devices
 from tests.standin.hook import child_pythonpath
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONFIGS, TinyModel, make_tiny_model
 
 from exltune.engines import open_engine
 from exltune.engines.exllamav3 import runtime
@@ -18,6 +17,7 @@ from exltune.engines.exllamav3.fits import device_bytes, hold_to
 from exltune.errors import EngineError, UnsupportedArchitectureError, UsageError
 from exltune.pipeline.quants.inspect import inspect
 from exltune.schema.mix import Mix
+from exltune.testing.tiny_models import CONFIGS, TinyModel, make_tiny_model
 from tests.standin.devices import exllamav3_devices
 
 pytestmark = pytest.mark.gpu
@@ -69,7 +69,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise runtime.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(runtime.importlib.metadata, "version", absent)
-    with pytest.raises(EngineError, match=r"exllamav3 is not installed.*pip install 'exltune\[exllamav3\]'"):
+    with pytest.raises(EngineError, match=r"exllamav3 is not installed.*pip install 'exllamav3[<>]"):
         runtime.import_exllamav3()
 
 

@@ -12,8 +12,8 @@ from command_line import fail, succeed
 from safetensors.torch import load_file, save_file
 
 from exltune.exl3.directory import QuantDir
-from exltune.pipeline.quants.base_quants import find_base_quants
 from exltune.store.names import RECORD
+from exltune.store.quants.base_quants import find_base_quants
 
 Tensors = dict[str, torch.Tensor]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CONFIGS
 
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import load_inventory
+from exltune.testing.tiny_models import CONFIGS
 from tests.standin.devices import exllamav3_devices
 
 pytestmark = pytest.mark.gpu

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
 
 from exltune.engines.reference import shell
 from exltune.engines.reference.attention import ATTENTION, cache_keywords
@@ -16,6 +15,7 @@ from exltune.engines.reference.scoring import Limits
 from exltune.errors import UsageError
 from exltune.inventory import ARCHITECTURES
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix
+from exltune.testing.tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
 
 TOKENS = torch.randint(0, VOCAB, (5, 12), generator=torch.Generator().manual_seed(2))
 SMALL = {

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
 
 from exltune.engines import LayerCapture, open_engine
 from exltune.engines.reference.engine import ReferenceEngine
@@ -22,6 +21,7 @@ from exltune.engines.streaming.states import Batch, LayerStep, peak_states
 from exltune.errors import DataError, MissingTensorError, NonFiniteError, QuantMismatchError, UsageError
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.score import Score
+from exltune.testing.tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
 
 #: Bytes of the hidden states of a row.
 ROW = 4 * 12 * 128

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.standin import cache, trellis
+from exltune.testing import cache_kernels
+from tests.standin import trellis
 
 #: The int8 router projection is a kernel of its own; without it exllamav3 routes on the half gate.
 HAS_DET_GEMM = False
@@ -329,7 +330,7 @@ def quant_cache_cont(x: Tensor, out: Tensor, scales: Tensor, compand_a: float) -
     """Groups of 32 along the last dimension, fp16, to words (int32) and fp16 scales."""
     if compand_a != 0.0:
         raise NotImplementedError("a companded cache")
-    words, found = cache.quantize(x.reshape(-1, 32).numpy(), out.shape[-1] // scales.shape[-1])
+    words, found = cache_kernels.quantize(x.reshape(-1, 32).numpy(), out.shape[-1] // scales.shape[-1])
     out.copy_(torch.from_numpy(words.view(np.int32)).view_as(out))
     scales.copy_(torch.from_numpy(found).view_as(scales))
 
@@ -339,5 +340,5 @@ def dequant_cache_cont(words: Tensor, scales: Tensor, out: Tensor, compand_a: fl
     if compand_a != 0.0:
         raise NotImplementedError("a companded cache")
     bits = words.shape[-1] // scales.shape[-1]
-    values = cache.dequantize(words.reshape(-1, bits).numpy().view(np.uint32), scales.reshape(-1).numpy(), bits)
+    values = cache_kernels.dequantize(words.reshape(-1, bits).numpy().view(np.uint32), scales.reshape(-1).numpy(), bits)
     out.copy_(torch.from_numpy(values).view_as(out))

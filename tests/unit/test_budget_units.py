@@ -103,7 +103,10 @@ def test_bad_cache_bits(text: str, words: tuple[str, ...]) -> None:
 
 def test_sizes_are_printed_in_the_units_that_were_given() -> None:
     assert format_size(3 * GIB // 2) == "1.50 GiB"
-    assert format_size(GIB // 2) == "0.50 GiB"
+    assert format_size(GIB // 2) == "512.00 MiB"
+    assert format_size(839_823) == "820.14 KiB"
+    assert format_size((1 << 20) - 1) == "1.00 MiB"
+    assert format_size(1536 * GIB) == "1.50 TiB"
     assert format_size(-GIB) == "-1.00 GiB"
     assert format_size(50 << 20) == "50.00 MiB"
     assert format_size(24 * 10**9, unit_of("24GB")) == "24.00 GB"

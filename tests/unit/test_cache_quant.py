@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from standin.cache import dequantize, quantize
 
 from exltune.exl3.cache_quant import CACHE_BITS, GROUP, fake_quantize_cache
+from exltune.testing.cache_kernels import dequantize, quantize
 
 
 def kernel(x: torch.Tensor, bits: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from exltune.cli.compare import parse_tolerance
+from exltune.cli.commands.compare import parse_tolerance
 from exltune.errors import CompareRefusedError, UsageError
 from exltune.evaluate.compare import adjusted, compare_metrics, task_verdicts
 from exltune.metrics import score_from_rows

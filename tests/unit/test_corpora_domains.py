@@ -9,9 +9,9 @@ from chat_models import chats, words, write_chat_tokenizer, write_jsonl
 
 from exltune.cli import options, repeat_data_option
 from exltune.corpora import TokenSet
+from exltune.corpora.dealing import data_options_of, data_source, read_samples, token_sets
 from exltune.errors import DataError, UsageError
 from exltune.pipeline.common.commands import data_words
-from exltune.pipeline.texts.token_sets import data_options_of, data_source, read_samples, token_sets
 from exltune.schema.tokens import DataOptions, Split, Texts
 
 ROW = 32
@@ -158,15 +158,14 @@ def test_settings_give_the_options_that_give_the_settings(folder: Path, publishe
     if published:
         assert values["--data"] == ["math=talk.jsonl", "book.txt", "bundled"]
         return
-    again = options.texts(
-        values["--data"],
-        *values["--weights"],
-        *map(int, values["--samples"]),
-        None,
-        int(values["--rows"][0]),
-        int(values["--row-length"][0]),
-        int(values["--seed"][0]),
-    )
+    again = options.DataFlags(
+        data=values["--data"],
+        weights=values["--weights"][0],
+        samples=int(values["--samples"][0]),
+        rows=int(values["--rows"][0]),
+        row_length=int(values["--row-length"][0]),
+        seed=int(values["--seed"][0]),
+    ).options()
     assert again == asked
     assert hash(again) == hash(asked)
     assert DataOptions.model_validate_json(asked.model_dump_json()) == asked

@@ -13,7 +13,7 @@ import yaml
 from standin_tabby.config_models import Config, LoadRequest, ModelFolderConfig
 
 from exltune.errors import BudgetError, DataError, OutputExistsError, UsageError
-from exltune.pipeline.deployment.deploy import Split, Wish, plan_deployment, read_deployment, write_deployment
+from exltune.pipeline.deployment.deploy import DeployOptions, Split, plan_deployment, read_deployment, write_deployment
 from exltune.pipeline.deployment.deploy_load import load_request
 from exltune.pipeline.deployment.draft import DraftOptions
 from exltune.publish.tabby_family import family_of
@@ -37,7 +37,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def wish(**changes: Any) -> Wish:
+def wish(**changes: Any) -> DeployOptions:
     settings: dict[str, Any] = {
         "gpus": CARDS,
         "context": 102400,
@@ -46,14 +46,14 @@ def wish(**changes: Any) -> Wish:
         "models_dir": Path("/models"),
         "model_name": "GLM-4.7-2.57bpw",
     }
-    return Wish(**(settings | changes))
+    return DeployOptions(**(settings | changes))
 
 
-def brief(**changes: Any) -> Wish:
+def brief(**changes: Any) -> DeployOptions:
     return wish(**({"gpus": SMALL_CARDS, "context": 10240} | changes))
 
 
-def files(out: Path, source: Path, asked: Wish, **options: Any) -> dict[str, Any]:
+def files(out: Path, source: Path, asked: DeployOptions, **options: Any) -> dict[str, Any]:
     write_deployment(plan_deployment(source, asked), out, **options)
     return {path.name: yaml.safe_load(path.read_text()) for path in out.glob("*.yml")}
 
@@ -92,7 +92,7 @@ WISHES = {
 
 
 @pytest.mark.parametrize("asked", WISHES.values(), ids=WISHES)
-def test_tabby_knows_every_key_and_takes_every_value(asked: Wish, small: Path, tmp_path: Path) -> None:
+def test_tabby_knows_every_key_and_takes_every_value(asked: DeployOptions, small: Path, tmp_path: Path) -> None:
     written = files(tmp_path / "out", small, asked)
     Config.model_validate(written["config.yml"])
     checked = ModelFolderConfig.model_validate(written["tabby_config.yml"]).model

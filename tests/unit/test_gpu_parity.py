@@ -133,7 +133,7 @@ def test_wheels_are_collected_for_the_boxs_python(
     assert ended(script, monkeypatch, "--collect", "--wheels", tmp_path, "--python", "3.13") == 0
     (command,) = commands
     assert command[command.index("--python-version") + 1] == "3.13"
-    assert {"--no-deps", "exllamav3==1.6.5", "manylinux_2_28_x86_64"} <= set(command)
+    assert {"--no-deps", "exllamav3", "manylinux_2_28_x86_64"} <= set(command)
     assert "3 MiB" in capsys.readouterr().out
 
 

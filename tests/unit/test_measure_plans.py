@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import pytest
-from laws import CONFIG
 
 from exltune.errors import UsageError
 from exltune.inventory import inventory_from_config
@@ -25,6 +24,7 @@ from exltune.measure import (
 )
 from exltune.schema.inventory import Role
 from exltune.schema.score import Score
+from exltune.testing.laws import CONFIG
 
 INVENTORY = inventory_from_config(CONFIG)
 HEAD = QuantHead("6", 6.0, "mul1", {"2": 4.0, "6": 6.0, "8": 8.0})

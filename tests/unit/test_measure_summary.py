@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from laws import INVENTORY
 
 from exltune.budget import SizeModel
 from exltune.engines.base import LayerCapture
@@ -29,6 +28,7 @@ from exltune.schema.measurement import Measurement
 from exltune.schema.provenance import Provenance
 from exltune.schema.score import Score
 from exltune.schema.tokens import DataOptions
+from exltune.testing.laws import INVENTORY
 
 QUANTS = {"2": 2.0, "3": 3.0, "4": 4.0, "6": 6.0, "8": 8.0}
 HEAD = QuantHead("6", 6.0, "mul1", {"2": 4.0, "6": 6.0, "8": 8.0})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import exltune
-from laws import CONFIG, INVENTORY, WIDTHS, Law, LawEngine, measured, memory_for, random_law, tokens_of
+from laws import LawEngine, memory_for, tokens_of
 
 import exltune.pipeline.optimization.optimize as pipeline
 from exltune.budget import Limits, ModelProfile, fit_mix, mix_weights, model_profile
@@ -21,12 +21,13 @@ from exltune.schema.heuristics import Heuristics, Match, Rule
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE
 from exltune.schema.tokens import Split
 from exltune.search import SearchOptions, open_storage
-from exltune.search.space.space import AUTO, Asked
+from exltune.search.space.space import AUTO, SpaceOptions
 from exltune.store.records import read_recipe, write_record
+from exltune.testing.laws import CONFIG, INVENTORY, WIDTHS, Law, measured, random_law
 
 _ROWS, _FRESH = 8, 12
 _SHORT = OptimizeOptions(search=SearchOptions(passes=6, batch=5))
-_TARGET = Asked(Limits(target_bpw=3.2))
+_TARGET = SpaceOptions(Limits(target_bpw=3.2))
 
 Optimize = Callable[..., Optimized]
 
@@ -52,7 +53,7 @@ class Bench:
         }.items():
             monkeypatch.setattr(pipeline, name, value)
 
-    def run(self, asked: Asked = _TARGET, settings: OptimizeOptions = _SHORT, **more: Any) -> Optimized:
+    def run(self, asked: SpaceOptions = _TARGET, settings: OptimizeOptions = _SHORT, **more: Any) -> Optimized:
         """`optimize`, forced."""
         more = {"out": self.out, "model": self.folder / "model", "force": True} | more
         return optimize(self.file, asked, settings=settings, **more)
@@ -255,7 +256,7 @@ def test_what_another_budget_or_measurement_scored_is_not_taken_up(bench: Bench)
     studies = len(_studies(bench))
     bench.run()
     assert len(_studies(bench)) == studies == 2
-    bench.run(Asked(Limits(target_bpw=3.4)))
+    bench.run(SpaceOptions(Limits(target_bpw=3.4)))
     assert len(_studies(bench)) == 4
     write_record(bench.file, measured(bench.law, rows=_ROWS, wider=True, widths=WIDTHS[:-1]))
     bench.run()
@@ -320,10 +321,10 @@ def test_a_front_has_a_recipe_at_every_size(bench: Bench) -> None:
 
 def test_a_front_keeps_the_memory_too(bench: Bench) -> None:
     """A size that memory does not hold comes down to what it does."""
-    roomy = bench.run(Asked(Limits(target_bpw=4.0))).recipe
+    roomy = bench.run(SpaceOptions(Limits(target_bpw=4.0))).recipe
     assert roomy.exltune is not None
     limit = Limits(size_bytes=roomy.exltune.size_bytes)
-    done = bench.run(Asked(limit), replace(_SHORT, front=(3.0, 6.0)))
+    done = bench.run(SpaceOptions(limit), replace(_SHORT, front=(3.0, 6.0)))
     assert [point.bpw <= (roomy.achieved_bpw or 0) + 1e-6 for point in done.detail.front] == [True] * 3
 
 
@@ -351,8 +352,8 @@ def test_an_old_measurement_without_wider_probes_does(bench: Bench) -> None:
             bench.run(asked)
 
 
-def _memory(vram: int = 10**9, context: int | None = 512, **more: Any) -> Asked:
-    return Asked(Limits(Hardware(vram_bytes=vram)), use=Use(context=context), **more)
+def _memory(vram: int = 10**9, context: int | None = 512, **more: Any) -> SpaceOptions:
+    return SpaceOptions(Limits(Hardware(vram_bytes=vram)), use=Use(context=context), **more)
 
 
 def _profile(bench: Bench) -> ModelProfile:
@@ -386,7 +387,7 @@ def test_layers_that_do_not_split_evenly_make_the_budget_smaller(bench: Bench) -
     """Two layers of three on one of two cards: less fits than their bytes together would hold."""
     profile, use = _profile(bench), Use(context=512)
     each = memory_for(profile, 3.5, use, gpus=2)
-    asked = Asked(Limits(Hardware(gpus=(each, each))), use=use)
+    asked = SpaceOptions(Limits(Hardware(gpus=(each, each))), use=use)
     done = bench.run(asked)
     assert done.recipe.exltune is not None
     assert done.recipe.exltune.budget is not None
@@ -421,10 +422,10 @@ def test_an_open_head_takes_its_bytes_from_the_groups(bench: Bench) -> None:
     [
         (_memory(context=None, cache=AUTO), "at a context"),
         (replace(_TARGET, use=Use(context=512), cache=AUTO), "--vram or --gpus"),
-        (Asked(Limits()), "no budget"),
+        (SpaceOptions(Limits()), "no budget"),
     ],
 )
-def test_options_that_do_not_go_together(bench: Bench, asked: Asked, words: str) -> None:
+def test_options_that_do_not_go_together(bench: Bench, asked: SpaceOptions, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         bench.run(asked)
 
@@ -454,7 +455,7 @@ def test_a_measurement_of_another_model(bench: Bench) -> None:
 
 def test_bad_times_and_samplers_on_the_command_line(tmp_path: Path) -> None:
     for option, value, word in (
-        ("--time", "soon", "no time"),
+        ("--time", "soon", "not a time"),
         ("--time", "45", "no unit"),
         ("--front", "x", "no list"),
         ("--head-bits", "all", "no list"),

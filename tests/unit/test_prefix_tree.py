@@ -6,12 +6,12 @@ import random
 
 import pytest
 import torch
-from tiny_models import CONFIGS
 
 from exltune.engines.streaming.prefix_tree import Edge, LayerChoice, build_tree, layer_groups
 from exltune.engines.streaming.states import LayerStep, peak_states
 from exltune.inventory import inventory_from_config
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix
+from exltune.testing.tiny_models import CONFIGS
 
 INVENTORY = inventory_from_config(CONFIGS["glm4moe"])
 IDS = [group.id for group in (*INVENTORY.groups, INVENTORY.head)]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from exltune.pipeline.measurement.probe_runs import EngineScorer, ProbeCounts, ProbeRun, ProbeTask
 
 from exltune.measure import Batch
-from exltune.pipeline.measurement.probe_runs import EngineScorer, ProbeCounts, ProbeRun, ProbeTask
 from exltune.schema.mix import Mix
 from exltune.schema.probe import ProbeContext, ProbedMix, Swap
 from exltune.schema.score import Score

@@ -15,7 +15,7 @@ from exltune.store.database import Database
 from exltune.store.probe_exchange import merge, stored_probes, stored_sets
 from exltune.store.probe_files import read_probes, write_probes
 from exltune.store.probe_tables import TABLES
-from exltune.store.probes import ProbeStore, mix_key, row_ids
+from exltune.store.probes import ProbeStore, content_key, row_ids
 
 CONTEXT = ProbeContext(model_sha256="a" * 64, architecture="Glm4MoeForCausalLM", engine="reference", code="1")
 TOKENS = np.arange(40).reshape(5, 8)
@@ -45,13 +45,13 @@ def file(tmp_path):
 
 def test_nothing_is_made_by_looking(tmp_path):
     store = store_at(tmp_path / "new" / "probes.db")
-    assert store.find([mix_key(mix("q@2", q="x"))], ROWS) == {}
+    assert store.find([content_key(mix("q@2", q="x"))], ROWS) == {}
     store.add([], ROWS, 8)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_are_found_by_their_tokens(file):
-    key = mix_key(mix("any name", q="x"))
+    key = content_key(mix("any name", q="x"))
     found = store_at(file).find([key, "0" * 64], [*ROWS[3:], ROWS[1], ROWS[3]])
     assert found.keys() == {key}
     assert np.isnan(found[key][:, 1]).all()
@@ -60,7 +60,7 @@ def test_rows_are_found_by_their_tokens(file):
 
 
 def test_longer_scores_join_shorter_ones_and_the_first_stays(file):
-    key, probed = mix_key(mix("", q="x")), mix("q@2", q="x")
+    key, probed = content_key(mix("", q="x")), mix("q@2", q="x")
     store_at(file).add([(probed, sums(4, seed=1))], ROWS[:4], 8)
     found = store_at(file).find([key], ROWS[:4])[key]
     assert (found[:, 1:] == sums(3)).all()
@@ -72,12 +72,12 @@ def test_longer_scores_join_shorter_ones_and_the_first_stays(file):
 
 
 def test_nothing_is_taken_for_what_it_is_not(file):
-    key = mix_key(mix("q@2", q="x"))
+    key = content_key(mix("q@2", q="x"))
     others = [mix("q@2", q="y"), mix("q@2", k="x"), mix("q@2", q="x", k="x"), mix("q@2")]
-    assert store_at(file).find([mix_key(other) for other in others], ROWS) == {}
-    assert mix_key(mix("another", q="x")) == key
+    assert store_at(file).find([content_key(other) for other in others], ROWS) == {}
+    assert content_key(mix("another", q="x")) == key
     cache = [ProbedMix(name="", swaps={"cache.k": Swap(choice=choice)}) for choice in "23"]
-    assert mix_key(cache[0]) != mix_key(cache[1])
+    assert content_key(cache[0]) != content_key(cache[1])
     for change in ({"model_sha256": "b" * 64}, {"engine": "exllamav3"}, {"code": "2"}):
         assert store_at(file, CONTEXT.model_copy(update=change)).find([key], ROWS) == {}
     other = TOKENS.copy()
@@ -132,7 +132,7 @@ def test_damaged_files_are_told_with_the_way_out(file):
         connection.execute("UPDATE scores SET sums = x'00'")
     connection.close()
     with pytest.raises(DataError, match="not as many sums as rows"):
-        store_at(file).find([mix_key(mix("q@2", q="x"))], ROWS)
+        store_at(file).find([content_key(mix("q@2", q="x"))], ROWS)
 
 
 def test_other_versions_and_other_programs_are_refused(file, tmp_path):

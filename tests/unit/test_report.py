@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,13 @@ def _first_probe(measurement: Measurement, **changes: Any) -> Measurement:
     first, *rest = measurement.exltune.groups
     probes = (first.probes[0].model_copy(update=changes), *first.probes[1:])
     return _with(measurement, groups=(first.model_copy(update={"probes": probes}), *rest))
+
+
+def test_without_plotly_the_extra_is_named(small: Measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    arguments = ("report", _write(tmp_path, small), "--out", tmp_path / "report.html")
+    fail(2, "pip install 'exltune[report]'", here=tmp_path, arguments=arguments)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_the_laws_of_exact_swaps_are_found(small: Measurement) -> None:

@@ -37,6 +37,7 @@ _MOE: dict[str, Any] = {
     "vocab_size": 512,
 }
 _ROOT = Path(__file__).parents[2]
+_FILES = sorted((_ROOT / "exltune" / "heuristics").glob("*.yaml"))
 _CONFIGS = {
     "moe": _MOE,
     "dense": _MOE | {"architectures": ["LlamaForCausalLM"]},
@@ -163,8 +164,8 @@ def test_dense_layers_and_sparse_models() -> None:
 def test_the_bundled_files_are_named_after_their_seeds() -> None:
     listed = {"backbone-first", "down-first", "early-blocks", "dense-protected", "hq-like"}
     assert listed | {"experts-3-backbone-4", "experts-4-rest-16"} <= {rules.name for rules in _BUNDLED}
-    for path in sorted((_ROOT / "heuristics").glob("*.yaml")):
-        assert load_rules(path).name == path.stem
+    assert [load_rules(path).name for path in _FILES] == [path.stem for path in _FILES]
+    assert [rules.name for rules in _BUNDLED] == [path.stem for path in _FILES]
 
 
 def test_extra_bits_stand_above_the_rest() -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import measured, random_law
 
 from exltune.errors import BudgetError, UsageError
 from exltune.inventory import inventory_from_config
 from exltune.schema.mix import CACHE_K, CACHE_V
 from exltune.search import SearchProblem, cache_unit, head_unit, search_problem, solve
 from exltune.search.solve.exact import exchanges
+from exltune.testing.laws import measured, random_law
 
 _WIDTHS = (2.0, 2.5, 4.0)
 _SMALL = inventory_from_config(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import INVENTORY, WIDTHS, Law, LawEngine, bpw_range, measured, random_law, run_search
+from laws import LawEngine, bpw_range, run_search
 
 from exltune.search import (
     History,
@@ -20,6 +20,7 @@ from exltune.search import (
     open_storage,
     search_problem,
 )
+from exltune.testing.laws import INVENTORY, WIDTHS, Law, measured, random_law
 
 
 def _problem(law: Law, target: float, *, rows: int = 8, **changes: object) -> SearchProblem:
@@ -105,7 +106,7 @@ def test_the_handed_over_mix_keeps_budget_and_floors() -> None:
         ran = run_search([problem], LawEngine(law), SearchOptions(passes=8, batch=6, seed=seed))
         for assignment in ran.search.finalists(0).values():
             made = problem.candidate_of("", assignment)
-            assert made.size.bpw <= problem.target_bpw + 1e-9
+            assert made.bpw <= problem.target_bpw + 1e-9
             assert made.meets_floors
             assert all(float(made.mix.choices[key]) >= least for key, least in floors.items())
 

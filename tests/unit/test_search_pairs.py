@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from laws import CONFIG, INVENTORY, LawEngine, bpw_range, measured, random_law, run_search
+from laws import LawEngine, bpw_range, run_search
 
 from exltune.budget import SizeModel
 from exltune.inventory import groups_at_level, inventory_from_config
@@ -18,6 +18,7 @@ from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import Measurement
 from exltune.search import BASELINES, SearchProblem, baseline_mixes, load_all_rules, search_problem, unfused
 from exltune.search.problem.pairs import kept_whole
+from exltune.testing.laws import CONFIG, INVENTORY, measured, random_law
 
 _MODELS = Path(__file__).parents[2] / "models"
 PAIRS = [part.members for part in groups_at_level(INVENTORY, 3) if len(part.members) > 1]
@@ -80,7 +81,7 @@ def test_no_method_splits_a_pair_that_is_kept(level: int) -> None:
         seeds = baseline_mixes(_problem(level, share, keep_pairs=True), rules)
         assert {seed.name for seed in seeds} >= BASELINES.keys() - {"exllamav3-hq"}
         assert all(_split(seed.mix.choices) == [] for seed in seeds)
-        assert all(seed.predicted_kld_nats is not None for seed in seeds)
+        assert all(seed.predicted_kld is not None for seed in seeds)
 
 
 def test_the_search_splits_pairs_where_that_pays_and_may() -> None:

@@ -173,8 +173,8 @@ def test_every_seed_is_within_every_feasible_budget(share: float, level: int | N
         assert set(seed.mix.choices) == {group.id for group in _INVENTORY.groups} | {"head"}
         assert seed.mix.choices["head"] == "6"
         assert seed.size == sizes.mix_size({name: float(choice) for name, choice in seed.mix.choices.items()})
-        assert seed.size.bpw <= problem.target_bpw + 1e-9
-        assert level != 3 or seed.predicted_kld_nats is not None
+        assert seed.bpw <= problem.target_bpw + 1e-9
+        assert level != 3 or seed.predicted_kld is not None
 
 
 def test_the_knapsack_has_the_least_prediction_and_uses_what_is_left() -> None:
@@ -182,12 +182,12 @@ def test_the_knapsack_has_the_least_prediction_and_uses_what_is_left() -> None:
     seeds = {seed.name: seed for seed in baseline_mixes(_problem(3.9, measurement), _RULES)}
     table = measured_costs(measurement, _WIDTHS)
     for seed in seeds.values():
-        assert seed.predicted_kld_nats is not None
+        assert seed.predicted_kld is not None
         predicted = table.predict({group.id: float(seed.mix.choices[group.id]) for group in _INVENTORY.groups})
         assert predicted is not None
-        assert seeds["knapsack"].predicted_kld_nats <= predicted * 1.001
+        assert seeds["knapsack"].predicted_kld <= predicted * 1.001
     flat = {seed.name: seed for seed in baseline_mixes(_problem(3.9, _measurement(lambda _, width: 0.0)))}
-    assert flat["knapsack"].size.bpw > 3.85
+    assert flat["knapsack"].bpw > 3.85
 
 
 def test_targets_out_of_range() -> None:

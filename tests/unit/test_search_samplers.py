@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from laws import INVENTORY, WIDTHS, measured, random_law
 from optuna.trial import TrialState
 
 from exltune.errors import UsageError
@@ -26,6 +25,7 @@ from exltune.search import (
     solve,
 )
 from exltune.search.loop.samplers import ONE_OBJECTIVE, Turn
+from exltune.testing.laws import INVENTORY, WIDTHS, measured, random_law
 
 _LAW = random_law()
 _PROBLEMS = tuple(

@@ -75,31 +75,33 @@ def test_within_a_budget(share: float, hq: int) -> None:
 def test_the_smallest_of_at_least_a_size(share: float) -> None:
     low, high = (_SIZES.uniform_size(bits, 6).size_bytes for bits in (2, 8))
     wanted = int(low + share * (high - low))
-    found = smallest_strategy_at_least(_SIZES, wanted, _WIDTHS, 6.0)
-    assert found.size == _SIZES.mix_size(found.bits)
-    assert found.size.size_bytes >= wanted
-    assert found.excess == pytest.approx(found.size.size_bytes / wanted - 1, abs=1e-12)
+    found = smallest_strategy_at_least(_SIZES, wanted, _WIDTHS, 6.0, "6")
+    own = _SIZES.mix_size({group: float(choice) for group, choice in found.choices.items()})
+    assert (found.size_bytes, found.bpw) == (own.size_bytes, own.bpw)
+    assert found.size_bytes >= wanted
     for bpw in (2 + 0.06 * i for i in range(101)):
         by_key = exllamav3_strategy(_SIZES.inventory, bpw, widths=_WIDTHS)
         bits = {group.id: by_key[group.tensors[0]] for group in _SIZES.inventory.groups} | {"head": 6.0}
         size = _SIZES.mix_size(bits).size_bytes
-        assert size < wanted or size >= found.size.size_bytes
+        assert size < wanted or size >= found.size_bytes
 
 
 def test_larger_models_are_met_within_half_a_percent() -> None:
     for bits in (2, 2.6, 3.15, 4.4, 6.5):
         wanted = int(_LARGE.uniform_size(2, 6).size_bytes * bits / 2)
-        assert smallest_strategy_at_least(_LARGE, wanted, _WIDTHS, 6.0).excess < 0.005
+        found = smallest_strategy_at_least(_LARGE, wanted, _WIDTHS, 6.0, "6")
+        assert found.size_bytes / wanted - 1 < 0.005
 
 
 def test_a_plain_quant_is_found_exactly() -> None:
     for bits in _WIDTHS:
-        found = smallest_strategy_at_least(_SIZES, _SIZES.uniform_size(bits, 6).size_bytes, _WIDTHS, 6.0)
-        assert found.excess == 0.0
-        assert set(found.bits.values()) - {6.0} <= {bits}
+        wanted = _SIZES.uniform_size(bits, 6).size_bytes
+        found = smallest_strategy_at_least(_SIZES, wanted, _WIDTHS, 6.0, "6")
+        assert found.size_bytes == wanted
+        assert set(found.choices.values()) - {"6"} <= {f"{bits:g}"}
 
 
 def test_nothing_is_large_enough() -> None:
     top = _SIZES.uniform_size(8, 6).size_bytes
     with pytest.raises(BudgetError, match=f"{top:,}"):
-        smallest_strategy_at_least(_SIZES, top + 1, _WIDTHS, 6.0)
+        smallest_strategy_at_least(_SIZES, top + 1, _WIDTHS, 6.0, "6")

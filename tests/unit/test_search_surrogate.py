@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from laws import INVENTORY, WIDTHS, Law, measured, random_law
 from scipy.optimize._numdiff import approx_derivative
 
 from exltune.errors import UsageError
@@ -13,6 +12,7 @@ from exltune.schema.measurement import Measurement
 from exltune.schema.mix import CACHE_K, CACHE_V
 from exltune.search import SearchProblem, Surrogate, cache_unit, head_unit, search_problem, solve
 from exltune.search.law.surrogate import EXACT, whole_mixes
+from exltune.testing.laws import INVENTORY, WIDTHS, Law, measured, random_law
 
 _FLAT = {"rows": 4}
 

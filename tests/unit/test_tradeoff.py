@@ -23,7 +23,7 @@ from exltune.schema.mix import CACHE_K, CACHE_V
 from exltune.schema.tradeoff import Tradeoff, TradeoffRow
 from exltune.search import Option, solve_knapsack
 from exltune.search.space.joint import Joint, Optimum, groups_budget
-from exltune.search.space.space import Asked, search_space
+from exltune.search.space.space import SpaceOptions, search_space
 from exltune.store.records import write_record
 
 CONFIG: dict[str, Any] = {
@@ -65,7 +65,7 @@ VRAM = _vram(3.5, CacheBits(k=5, v=5))
 
 def _fits(found: Optimum, vram_bytes: int, **changes: str) -> bool:
     """Whether the found mix, some of its choices changed, fits by the planner's own count."""
-    choices = {**found.choices, **changes}
+    choices = {**found.candidate.choices, **changes}
     bits = {group.id: float(choices[group.id]) for group in PROFILE.inventory.groups}
     head_bits = MEASUREMENT.exltune.heads[choices["head"]]
     k, v = (int(choices.get(key, 16)) for key in (CACHE_K, CACHE_V))
@@ -85,7 +85,7 @@ def _upgrades(found: Optimum) -> list[dict[str, str]]:
     """Every single unit one option up, the cache's halves too."""
     heads = {bits: choice for choice, bits in MEASUREMENT.exltune.heads.items()}
     steps = []
-    for key, choice in found.choices.items():
+    for key, choice in found.candidate.choices.items():
         if key == "head":
             above = [heads[bits] for bits in HEADS if bits > MEASUREMENT.exltune.heads[choice]]
         elif key in (CACHE_K, CACHE_V):
@@ -145,22 +145,22 @@ def test_every_byte_is_counted(spare: int) -> None:
 def test_to_the_byte() -> None:
     """The pool that a mix fills holds it; a byte less holds another one."""
     found = OPEN.best(_pool(VRAM), Use(context=CONTEXT))
-    bits = {group.id: float(found.choices[group.id]) for group in PROFILE.inventory.groups}
+    bits = {group.id: float(found.candidate.choices[group.id]) for group in PROFILE.inventory.groups}
     use = Use(context=CONTEXT, cache=found.cache)
     (placed,) = fit_mix(PROFILE, mix_weights(PROFILE, bits, found.head_bits), _pool(VRAM), use)
     exact = VRAM - placed.room
-    assert OPEN.best(_pool(exact), Use(context=CONTEXT)).choices == found.choices
+    assert OPEN.best(_pool(exact), Use(context=CONTEXT)).candidate.choices == found.candidate.choices
     less = OPEN.best(_pool(exact - 1), Use(context=CONTEXT))
-    assert less.choices != found.choices
+    assert less.candidate.choices != found.candidate.choices
     assert less.predicted_kld > found.predicted_kld
 
 
 def test_the_search_starts_from_the_joint_optimum() -> None:
-    asked = Asked(_pool(VRAM), Use(context=CONTEXT), cache="auto", head="auto")
+    asked = SpaceOptions(_pool(VRAM), Use(context=CONTEXT), cache="auto", head="auto")
     space = search_space(CONFIG, Path("config.json"), MEASUREMENT, asked)
     found = OPEN.best(_pool(VRAM), Use(context=CONTEXT))
     assert space.problem.extras == {CACHE_K: str(found.cache.k), CACHE_V: str(found.cache.v)}
-    assignment = space.problem.assignment_of(found.choices)
+    assignment = space.problem.assignment_of(found.candidate.choices)
     assert assignment is not None
     assert space.problem.within(assignment)
     assert space.problem.budget_bytes - space.problem.bytes_of(assignment) < 8192
@@ -168,14 +168,16 @@ def test_the_search_starts_from_the_joint_optimum() -> None:
 
 def test_an_fp16_cache_where_there_is_room_for_it() -> None:
     vram = _vram(6, FP16_CACHE)
-    asked = Asked(_pool(vram), Use(context=CONTEXT), cache="auto")
+    asked = SpaceOptions(_pool(vram), Use(context=CONTEXT), cache="auto")
     assert search_space(CONFIG, Path("config.json"), MEASUREMENT, asked).problem.extras == {}
 
 
 def test_bytes_that_the_target_keeps_from_the_weights_are_the_caches() -> None:
     """--target-bpw binds: the cache takes what memory is left, and no smaller cache lifts the weights above it."""
     limits = replace(_pool(_vram(3.5, CacheBits(k=8, v=8))), target_bpw=3.3)
-    space = search_space(CONFIG, Path("config.json"), MEASUREMENT, Asked(limits, Use(context=CONTEXT), cache="auto"))
+    space = search_space(
+        CONFIG, Path("config.json"), MEASUREMENT, SpaceOptions(limits, Use(context=CONTEXT), cache="auto")
+    )
     assert space.budget.binding == "target_bpw"
     assert space.problem.extras == {CACHE_K: "8", CACHE_V: "8"}
     lowest = [0 if unit.role in (CACHE_K, CACHE_V) else None for unit in space.problem.units]
@@ -187,7 +189,7 @@ def test_bytes_that_the_target_keeps_from_the_weights_are_the_caches() -> None:
 def test_a_fixed_head() -> None:
     fixed = Joint(PROFILE, MEASUREMENT, head_bits=6.0).best(_pool(VRAM), Use(context=CONTEXT))
     assert fixed.head_bits == 6.0
-    assert fixed.choices["head"] == "4"
+    assert fixed.candidate.choices["head"] == "4"
     with pytest.raises(UsageError, match=r"no measured head has 3 bits. Measured are 4, 5, 6, 8"):
         Joint(PROFILE, MEASUREMENT, head_bits=3.0)
 

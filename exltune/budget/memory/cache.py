@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from exltune.schema.attention import CacheLayer
-from exltune.schema.hardware import FP16_BITS
+from exltune.schema.mix import UNQUANTIZED_BITS
 
 #: Tokens of a cache page (constants.py, PAGE_SIZE).
 PAGE_TOKENS = 256
@@ -44,6 +44,6 @@ def layer_bytes_per_token(layer: CacheLayer, k_bits: int, v_bits: int) -> int:
 
 def _row_bytes(width: int, bits: int) -> int:
     """Packed 32-bit words and one fp16 scale for every 32 elements."""
-    if bits == FP16_BITS:
+    if bits == UNQUANTIZED_BITS:
         return 2 * width
     return width // _SCALE_GROUP * (4 * bits + 2)

@@ -13,10 +13,10 @@ from exltune.errors import UsageError
 from exltune.exl3.codebooks import HALF_BITS, INTEGER_BITS
 from exltune.exl3.directory import QuantDir
 from exltune.schema.inventory import Inventory, LinearSpec, Role
+from exltune.schema.mix import UNQUANTIZED_BITS
 
 #: The least and the most bits of an EXL3 tensor.
 LOWEST_BITS, HIGHEST_BITS = 1.0, 8.0
-UNQUANTIZED_BITS = 16.0
 _EXPERTS = (Role.EXPERTS_GATE_UP, Role.EXPERTS_DOWN)
 
 

@@ -51,6 +51,7 @@ class ExllamaEngine:
     """
 
     name = "exllamav3"
+    needs_gpu = True
 
     def __init__(
         self,
@@ -103,6 +104,10 @@ class ExllamaEngine:
             self._references.keep(tokens, run.reference)
         self.stats.total_seconds = perf_counter() - start
         return scores_of(mixes, tree, sums, tokens.shape[1] - 1)
+
+    def add_quants(self, quants: Mapping[Choice, Path]) -> None:
+        """As Engine.add_quants."""
+        self.shelf.add(quants)
 
     def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
         """As Engine.rows_at_once; files beside the RAM are memory too."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from exltune.budget import format_size
 from exltune.engines.exllamav3.shelf import GroupChoice, Shelf
 from exltune.engines.streaming.prefix_tree import Edge, PrefixTree, layer_groups
 from exltune.errors import EngineError
@@ -74,7 +75,7 @@ class Fits:
     def _refuse(what: str, needed: int, has: int) -> None:
         if needed > has:
             raise EngineError(
-                f"{what} needs about {needed / 2**20:,.0f} MiB of a device that has {has / 2**20:,.0f} MiB to give",
+                f"{what} needs about {format_size(needed)} of a device that has {format_size(has)} to give",
                 fix="Free memory of the device, take a larger one, or shorten the rows (--row-length)",
             )
 

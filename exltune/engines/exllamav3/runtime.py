@@ -9,26 +9,23 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import torch
-from packaging.specifiers import SpecifierSet
 
 from exltune.errors import EngineError
-
-#: The versions whose internals this package was written against and tested with.
-WANTED = SpecifierSet(">=1.6.5,<1.7")
+from exltune.requirements import required
 
 _BUILD = "Install a wheel built for this torch and CUDA, or CUDA's toolkit with a C++ compiler so that it can build"
 
 
 def check_version() -> None:
-    """Raises: EngineError unless a version of exllamav3 is installed that this package was tested with."""
+    """Raises: EngineError unless a version of exllamav3 is installed whose internals exltune was written against."""
+    wanted = required("exllamav3")
+    fix = f"pip install 'exllamav3{wanted}'"
     try:
         found = importlib.metadata.version("exllamav3")
     except importlib.metadata.PackageNotFoundError:
-        raise EngineError(
-            f"exllamav3 is not installed; wanted is {WANTED}", fix="pip install 'exltune[exllamav3]'"
-        ) from None
-    if found not in WANTED:
-        raise EngineError(f"exllamav3 {found} is installed; wanted is {WANTED}", fix=f"pip install 'exllamav3{WANTED}'")
+        raise EngineError(f"exllamav3 is not installed; wanted is {wanted}", fix=fix) from None
+    if found not in wanted:
+        raise EngineError(f"exllamav3 {found} is installed; wanted is {wanted}", fix=fix)
 
 
 def cuda_devices() -> tuple[torch.device, ...]:

@@ -13,7 +13,7 @@ from exltune.engines.streaming.weights import SIMULATED, finite, other_shape
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.schema.inventory import Inventory, LinearSpec
-from exltune.schema.mix import Choice
+from exltune.schema.mix import REFERENCE, Choice
 
 GroupChoice = tuple[str, Choice]
 
@@ -25,10 +25,17 @@ class Shelf:
     """Opens quant directories when they are first used; nothing of them is kept here."""
 
     def __init__(self, quants: Mapping[Choice, Path], inventory: Inventory) -> None:
-        self.paths = dict(quants)
+        self.paths = {choice: Path(path) for choice, path in quants.items()}
         self.specs = {spec.key: spec for spec in inventory.linears}
         self.groups = {group.id: group for group in (*inventory.groups, inventory.head)}
         self._files: dict[Choice, TensorFiles] = {}
+
+    def add(self, quants: Mapping[Choice, Path]) -> None:
+        """Know further quants; a choice of another path than before is opened anew."""
+        for choice, path in quants.items():
+            if choice != REFERENCE and self.paths.get(choice) != Path(path):
+                self.paths[choice] = Path(path)
+                self._files.pop(choice, None)
 
     def files(self, choice: Choice) -> TensorFiles:
         """The tensors of a quant. Raises: QuantMismatchError for a directory that holds none."""

@@ -1,11 +1,12 @@
-"""Probes on a Ray cluster: workers that keep their engines open, lost ones replaced and their tasks run again."""
+"""Workers on a Ray cluster that keep their engines open; lost ones are replaced and their tasks run again."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -13,27 +14,17 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from exltune.engines.base import Engine, Progress, runs_on_cpu
-from exltune.engines.ray.worker import ProbeWorker, WorkerJob, WorkerPlace
+from exltune.engines.base import Progress, runs_on_cpu
+from exltune.engines.ray.options import AUTO, RayOptions
+from exltune.engines.ray.worker import ScoreWorker, WorkerJob, WorkerPlace
+from exltune.engines.tasks import ScoredTask, ScoreTask, TaskWatch
 from exltune.errors import ExltuneError, UsageError, WorkerLostError
-from exltune.pipeline.common.reporter import Reporter
-from exltune.pipeline.measurement.probe_content import scoring_code
-from exltune.pipeline.measurement.probe_runs import ProbeCounts, ProbeTask, Watch
+from exltune.schema.mix import Choice
 from exltune.schema.score import Score
 
-#: `--ray auto`: the cluster that runs on this machine, or one of its own that ends with the command.
-AUTO = "auto"
 _ATTEMPTS = 4
 #: How long to wait for a cluster that has room for not even one worker.
 _PATIENCE_SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """address: of a cluster, or AUTO. cpus: cores of a worker where the engine runs on the CPU."""
-
-    address: str = AUTO
-    cpus: int = 1
 
 
 @dataclass
@@ -42,28 +33,29 @@ class _Worker:
 
     actor: Any
     place: WorkerPlace | None = None
-    task: ProbeTask | None = None
+    task: ScoreTask | None = None
 
 
-class RayScorer:
-    """Scores tasks on the workers of a cluster; a context manager that leaves the cluster when it ends.
+class Cluster:
+    """Runs tasks on the workers of a cluster; a context manager that leaves the cluster when it ends.
 
+    remark: is told of lost workers. quants: those that mixes may name; may grow. state_bytes: the most hidden states
+    that a worker held since the last call began.
     Raises: UsageError without Ray or with nothing at the address, WorkerLostError for a task whose workers are lost
     again and again, and what workers' engines raise.
     """
 
-    def __init__(
-        self, settings: RayOptions, job: WorkerJob, engine: Engine, counts: ProbeCounts, reporter: Reporter
-    ) -> None:
-        self.settings, self.job, self.counts, self.reporter = settings, job, counts, reporter
-        self.rows_at_once = engine.rows_at_once
-        self._on_cpu, self._code = runs_on_cpu(engine.name), scoring_code(engine.name)
+    def __init__(self, options: RayOptions, job: WorkerJob, remark: Callable[[str], None]) -> None:
+        self.options, self.job, self.remark = options, job, remark
+        self.quants: dict[Choice, Path] = {}
+        self.state_bytes = 0
+        self._on_cpu, self._versions = runs_on_cpu(job.engine), job.versions(job.engine)
         self._ray = _import_ray()
         self._workers: dict[Any, _Worker] = {}
         self._idle: list[_Worker] = []
 
-    def __enter__(self) -> RayScorer:
-        _connect(self._ray, self.settings.address)
+    def __enter__(self) -> Cluster:
+        _connect(self._ray, self.options.address)
         try:
             for _ in range(self._room()):
                 self._start_worker()
@@ -77,18 +69,21 @@ class RayScorer:
     ) -> None:
         self._ray.shutdown()
 
+    def __len__(self) -> int:
+        """Workers, those included that are not ready yet."""
+        return len(self._workers) + len(self._idle)
+
     @property
     def places(self) -> list[WorkerPlace]:
         """Where the workers run that are ready."""
         workers = (*self._workers.values(), *self._idle)
         return [worker.place for worker in workers if worker.place is not None]
 
-    def run(
-        self, tasks: Sequence[ProbeTask], tokens: Tensor, progress: Progress
-    ) -> Iterator[tuple[ProbeTask, list[Score]]]:
-        """As Scorer.run, in the order in which they finish."""
-        watch, rows = Watch(tasks, progress), tokens.numpy()
-        left, lost, done = deque(tasks), Counter[ProbeTask](), 0
+    def run(self, tasks: Sequence[ScoreTask], tokens: Tensor, progress: Progress) -> Iterator[ScoredTask]:
+        """As RunsTasks.run_tasks, in the order in which they finish."""
+        self.state_bytes = 0
+        watch, rows = TaskWatch(tasks, progress), tokens.numpy()
+        left, lost, done = deque(tasks), Counter[ScoreTask](), 0
         while done < len(tasks):
             while left and self._idle:
                 self._give(self._idle.pop(), left.popleft(), rows)
@@ -100,14 +95,14 @@ class RayScorer:
                 watch.finish(task, f"{len(self.places)} workers")
                 yield task, found
 
-    def _next_answer(self, left: deque[ProbeTask], lost: Counter[ProbeTask]) -> tuple[_Worker, list[Score] | None]:
+    def _next_answer(self, left: deque[ScoreTask], lost: Counter[ScoreTask]) -> tuple[_Worker, list[Score] | None]:
         """The next worker that has opened its engine or finished a task; those that are lost meanwhile are replaced."""
         while True:
             ready, _ = self._ray.wait(list(self._workers), timeout=_PATIENCE_SECONDS if not self.places else None)
             if not ready:
                 raise WorkerLostError(
                     f"the cluster has had no room for a worker for {_PATIENCE_SECONDS:.0f} seconds",
-                    where=f"--ray {self.settings.address}",
+                    where=f"--ray {self.options.address}",
                     fix="Look at `ray status`, or give another cluster",
                 )
             worker = self._workers.pop(ready[0])
@@ -123,23 +118,23 @@ class RayScorer:
         if isinstance(answer, ExltuneError):
             raise answer
         if isinstance(answer, WorkerPlace):
-            if answer.code != self._code:
+            if answer.versions != self._versions:
                 raise UsageError(
-                    "the worker has another exltune, torch or transformers than this machine",
+                    f"the worker computes with {answer.versions}, and this machine with {self._versions}",
                     where=f"node {answer.host}",
                     fix="Install the same versions on all nodes",
                 )
             worker.place = answer
             return None
         scores, state_bytes = answer
-        self.counts.state_bytes = max(self.counts.state_bytes, state_bytes)
+        self.state_bytes = max(self.state_bytes, state_bytes)
         return list(scores)
 
-    def _give(self, worker: _Worker, task: ProbeTask, rows: npt.NDArray[np.int64]) -> None:
+    def _give(self, worker: _Worker, task: ScoreTask, rows: npt.NDArray[np.int64]) -> None:
         worker.task = task
-        self._workers[worker.actor.score.remote(task.mixes, rows[list(task.rows)])] = worker
+        self._workers[worker.actor.score.remote(task.mixes, rows[list(task.rows)], self.quants)] = worker
 
-    def _replace(self, worker: _Worker, error: Exception, left: deque[ProbeTask], lost: Counter[ProbeTask]) -> None:
+    def _replace(self, worker: _Worker, error: Exception, left: deque[ScoreTask], lost: Counter[ScoreTask]) -> None:
         """What a lost worker was at comes next; what loses its workers again and again is given up."""
         reason = " ".join(str(error).split())
         where = "a node" if worker.place is None else f"node {worker.place.host}, process {worker.place.pid}"
@@ -150,29 +145,29 @@ class RayScorer:
         lost[worker.task] += 1
         if lost[worker.task] >= _ATTEMPTS:
             raise WorkerLostError(
-                f"{_ATTEMPTS} workers were lost over the same probes ({worker.task.mixes[0].name} and others), the "
+                f"{_ATTEMPTS} workers were lost over the same mixes ({worker.task.mixes[0].name} and others), the "
                 f"last one with: {reason}",
                 where=where,
                 fix="Mend the node (memory is the usual cause: --max-ram bounds the states of each worker) and run "
-                "the same command again: finished probes are kept",
+                "the same command again: finished scores are kept",
             )
-        self.reporter.remark(f"A worker was lost ({where}); its probes run again")
+        self.remark(f"A worker was lost ({where}); its mixes run again")
         left.appendleft(worker.task)
         self._start_worker()
 
     def _start_worker(self) -> None:
-        needs = {"num_cpus": self.settings.cpus} if self._on_cpu else {"num_gpus": 1}
-        actor = self._ray.remote(**needs)(ProbeWorker).remote(self.job)
+        needs = {"num_cpus": self.options.cpus} if self._on_cpu else {"num_gpus": 1}
+        actor = self._ray.remote(**needs)(ScoreWorker).remote(self.job)
         self._workers[actor.prepare.remote()] = _Worker(actor)
 
     def _room(self) -> int:
         """Workers that the cluster has room for. Raises: UsageError where it is not even one."""
-        kind, each = ("CPU", self.settings.cpus) if self._on_cpu else ("GPU", 1)
+        kind, each = ("CPU", self.options.cpus) if self._on_cpu else ("GPU", 1)
         have = self._ray.cluster_resources().get(kind, 0)
         if have < each:
             raise UsageError(
                 f"the cluster has {have:g} {kind}s and a worker needs {each}",
-                where=f"--ray {self.settings.address}",
+                where=f"--ray {self.options.address}",
                 fix="Add nodes, or give smaller --ray-cpus" if self._on_cpu else "Add nodes with GPUs",
             )
         return int(have // each)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,31 +14,30 @@ import torch
 
 from exltune.engines.base import Engine, Resources, open_engine
 from exltune.errors import ExltuneError
-from exltune.pipeline.measurement.probe_content import scoring_code
 from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score
 
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a worker opens; the paths must be the same on all nodes."""
+    """What a worker opens; the paths must be the same on all nodes. versions: tells what an engine computes with."""
 
     engine: str
     model: Path
-    quants: Mapping[Choice, Path]
     resources: Resources
+    versions: Callable[[str], str]
 
 
 @dataclass(frozen=True)
 class WorkerPlace:
-    """Where a worker runs and with which code."""
+    """Where a worker runs and what it computes with."""
 
     pid: int
     host: str
-    code: str
+    versions: str
 
 
-class ProbeWorker:
+class ScoreWorker:
     """An actor: one engine on one GPU, or on some cores.
 
     What a user can mend is returned rather than raised: Ray would wrap it in a trace of its own.
@@ -54,12 +53,15 @@ class ProbeWorker:
             name = self._open().name
         except ExltuneError as error:
             return error
-        return WorkerPlace(os.getpid(), socket.gethostname(), scoring_code(name))
+        return WorkerPlace(os.getpid(), socket.gethostname(), self.job.versions(name))
 
-    def score(self, mixes: Sequence[Mix], tokens: npt.NDArray[np.int64]) -> tuple[list[Score], int] | ExltuneError:
-        """Scores of mixes on tokens (rows, T) and the bytes of states that were held."""
+    def score(
+        self, mixes: Sequence[Mix], tokens: npt.NDArray[np.int64], quants: Mapping[Choice, Path]
+    ) -> tuple[list[Score], int] | ExltuneError:
+        """Scores of mixes on tokens (rows, T) and the bytes of states that were held. quants: all that are known."""
         try:
             engine = self._open()
+            engine.add_quants(quants)
             scores = engine.score(mixes, torch.from_numpy(np.array(tokens)))
         except ExltuneError as error:
             return error
@@ -67,6 +69,5 @@ class ProbeWorker:
 
     def _open(self) -> Engine:
         if self._engine is None:
-            job = self.job
-            self._engine = open_engine(job.engine, job.model, job.quants, job.resources)
+            self._engine = open_engine(self.job.engine, self.job.model, None, self.job.resources)
         return self._engine

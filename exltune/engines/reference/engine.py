@@ -42,6 +42,7 @@ class ReferenceEngine:
     """
 
     name = "reference"
+    needs_gpu = False
 
     def __init__(
         self,
@@ -78,6 +79,10 @@ class ReferenceEngine:
                 scores += self._score(part, tokens, _part_of(progress, number, len(parts)), workers)
         self.stats.total_seconds = perf_counter() - start
         return scores
+
+    def add_quants(self, quants: Mapping[Choice, Path]) -> None:
+        """As Engine.add_quants."""
+        self.store.add(quants)
 
     def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
         """As Engine.rows_at_once."""

@@ -32,7 +32,7 @@ class WeightStore:
         self, files: TensorFiles, quants: Mapping[Choice, Path], inventory: Inventory, cache_bytes: int
     ) -> None:
         self.reference, self.plain = open_reference(files)
-        self.quants = dict(quants)
+        self.quants = {choice: Path(path) for choice, path in quants.items()}
         self.specs = {spec.key: spec for spec in inventory.linears}
         self.groups = {group.id: group for group in (*inventory.groups, inventory.head)}
         self._sources: dict[Choice, WeightSource] = {REFERENCE: self.reference}
@@ -42,6 +42,15 @@ class WeightStore:
     def choices(self) -> frozenset[Choice]:
         """Choices that a mix may name."""
         return frozenset((REFERENCE, *self.quants))
+
+    def add(self, quants: Mapping[Choice, Path]) -> None:
+        """Know further quants; a choice of another path than before is read anew."""
+        for choice, path in quants.items():
+            if choice == REFERENCE or self.quants.get(choice) == Path(path):
+                continue
+            self.quants[choice] = Path(path)
+            if self._sources.pop(choice, None) is not None:
+                self._cache.forget((group, choice) for group in self.groups)
 
     def source(self, choice: Choice) -> WeightSource:
         """The source of a choice; directories are opened when first used."""
@@ -110,6 +119,10 @@ class _Cache:
         while self.used > self.limit and self.items:
             _, dropped = self.items.popitem(last=False)
             self.used -= _nbytes(dropped)
+
+    def forget(self, keys: Iterable[Hashable]) -> None:
+        for key in keys:
+            self.used -= _nbytes(self.items.pop(key, {}))
 
 
 def _fuse(source: WeightSource, specs: list[LinearSpec], parts: int) -> Tensor:

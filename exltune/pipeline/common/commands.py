@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from exltune.schema.tokens import DataOptions, DataSource, Texts
-from exltune.search.space.space import Asked
+from exltune.search.space.space import SpaceOptions
 
 
 def command_line(words: Sequence[str], data: DataOptions, more: Sequence[str] = (), out: Path | None = None) -> str:
@@ -36,7 +36,7 @@ def _entry(source: DataSource, *, published: bool) -> str:
     return path if source.domain is None else f"{source.domain}={path}"
 
 
-def budget_words(asked: Asked) -> tuple[str, ...]:
+def budget_words(asked: SpaceOptions) -> tuple[str, ...]:
     """The options that ask for this budget, sizes to the byte; without its floors and the head."""
     hardware, use = asked.limits.hardware, asked.use
     values = {

@@ -15,11 +15,11 @@ from exltune.errors import BudgetError, OutputExistsError, QuantMismatchError, U
 from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.inventory import read_config
 from exltune.pipeline.deployment.draft import DraftOptions, draft_settings
-from exltune.pipeline.deployment.plan import Asked
+from exltune.pipeline.deployment.plan import PlanOptions
 from exltune.pipeline.deployment.plan import plan as plan_fit
 from exltune.pipeline.optimization.recipe_model import config_of_recipe
 from exltune.publish.tabby_family import Family, family_of
-from exltune.publish.tabby_fields import EXLLAMAV3_VERSION, TABBYAPI_COMMIT, TOOL_FORMATS
+from exltune.publish.tabby_fields import TABBYAPI_COMMIT, TOOL_FORMATS
 from exltune.publish.tabby_files import (
     COMPOSE,
     CONFIG,
@@ -31,6 +31,8 @@ from exltune.publish.tabby_files import (
     model_config_text,
 )
 from exltune.publish.tabby_tokens import TOKENS, copy_tokens, write_new_tokens
+from exltune.requirements import lowest
+from exltune.schema.defaults import DEFAULT_CHUNK, DEFAULT_SLOTS
 from exltune.schema.deploy import Deployment, DeployReport, DraftSettings, TabbySettings
 from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Overheads, SizeUnit, Use
 from exltune.schema.plan import Plan
@@ -53,7 +55,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Wish:
+class DeployOptions:
     """What is asked of a deployment. context: None for the largest that fits. cache: None for what the recipe notes.
 
     bits: of a config's quant to come. models_dir, model_name: where the model of a recipe or config will lie; a
@@ -63,8 +65,8 @@ class Wish:
     gpus: tuple[int, ...]
     context: int | None = None
     cache: CacheBits | None = None
-    chunk: int = 2048
-    slots: int = 16
+    chunk: int = DEFAULT_CHUNK
+    slots: int = DEFAULT_SLOTS
     split: Split = Split()
     offload_layers: int = 0
     draft: DraftOptions | None = None
@@ -80,39 +82,39 @@ class Wish:
     unit: SizeUnit = "GiB"
 
 
-def plan_deployment(source: Path, wish: Wish) -> Deployment:
+def plan_deployment(source: Path, options: DeployOptions) -> Deployment:
     """Plan a quant directory, or a recipe or config of one that is yet to come, on TabbyAPI.
 
     Raises: BudgetError in the planner's words where it does not fit, UsageError, and what planning raises.
     """
-    _check(wish)
-    models_dir, name = _place(source, wish)
-    config = _config(source, wish.model)
+    _check(options)
+    models_dir, name = _place(source, options)
+    config = _config(source, options.model)
     use = Use(
-        context=wish.context,
-        cache=wish.cache or _noted_cache(source),
-        chunk=wish.chunk,
-        slots=wish.slots,
-        tensor_parallel=wish.split.tensor_parallel,
-        offload_layers=wish.offload_layers,
+        context=options.context,
+        cache=options.cache or _noted_cache(source),
+        chunk=options.chunk,
+        slots=options.slots,
+        tensor_parallel=options.split.tensor_parallel,
+        offload_layers=options.offload_layers,
     )
-    tokens = _context(source, wish, use)
-    draft = None if wish.draft is None else draft_settings(wish.draft, source, tokens, use)
-    plan = _plan(source, wish, use.model_copy(update={"context": tokens}), draft)
+    tokens = _context(source, options, use)
+    draft = None if options.draft is None else draft_settings(options.draft, source, tokens, use)
+    plan = _plan(source, options, use.model_copy(update={"context": tokens}), draft)
     _check_fits(plan)
     family = family_of(config, source if source.is_dir() else None)
     return Deployment(
         exltune_version=__version__,
         tabbyapi_commit=TABBYAPI_COMMIT,
-        exllamav3_version=EXLLAMAV3_VERSION,
+        exllamav3_version=lowest("exllamav3"),
         models_dir=str(models_dir),
         model_name=name,
-        settings=_settings(plan, use, wish, family),
+        settings=_settings(plan, use, options, family),
         draft=draft,
-        host=wish.host,
-        port=wish.port,
+        host=options.host,
+        port=options.port,
         plan=plan,
-        notes=_notes(wish, family, draft, plan),
+        notes=_notes(options, family, draft, plan),
     )
 
 
@@ -161,47 +163,47 @@ def read_deployment(out: Path) -> Deployment:
     return read_record(out / DEPLOYMENT, Deployment)
 
 
-def _check(wish: Wish) -> None:
-    if wish.chunk % PAGE_TOKENS:
+def _check(options: DeployOptions) -> None:
+    if options.chunk % PAGE_TOKENS:
         raise UsageError(
-            f"--chunk {wish.chunk} is no multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
-            fix=f"Give {max(wish.chunk // PAGE_TOKENS, 1) * PAGE_TOKENS}",
+            f"--chunk {options.chunk} is no multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
+            fix=f"Give {max(options.chunk // PAGE_TOKENS, 1) * PAGE_TOKENS}",
         )
-    if wish.tool_format is not None and wish.tool_format not in TOOL_FORMATS:
+    if options.tool_format is not None and options.tool_format not in TOOL_FORMATS:
         raise UsageError(
-            f"TabbyAPI knows no tool format {wish.tool_format!r}", fix=f"Known: {', '.join(sorted(TOOL_FORMATS))}"
+            f"TabbyAPI knows no tool format {options.tool_format!r}", fix=f"Known: {', '.join(sorted(TOOL_FORMATS))}"
         )
-    if not 0 < wish.port < 1 << 16:
-        raise UsageError(f"--port {wish.port} does not exist", fix="Give 1 to 65535")
+    if not 0 < options.port < 1 << 16:
+        raise UsageError(f"--port {options.port} does not exist", fix="Give 1 to 65535")
     try:
-        ip_address(wish.host)
+        ip_address(options.host)
     except ValueError as error:
         # Docker publishes ports on addresses alone, not on names.
         raise UsageError(
-            f"--host {wish.host!r} is no IP address", fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all"
+            f"--host {options.host!r} is no IP address", fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all"
         ) from error
 
 
-def _place(source: Path, wish: Wish) -> tuple[Path, str]:
+def _place(source: Path, options: DeployOptions) -> tuple[Path, str]:
     """models_dir and model_name. A directory must be an EXL3 quant: nothing else is what was planned."""
     if source.is_dir() and any(source.glob("*.safetensors")):
         if not any(name.endswith(".trellis") for name in TensorFiles(source).entries):
             raise QuantMismatchError(
                 "it holds no EXL3 tensors", where=str(source), fix="Give what exltune build or tune wrote"
             )
-        if wish.models_dir is not None:
+        if options.models_dir is not None:
             raise UsageError("--models belongs to a recipe or config", fix="Leave it out: the quant lies where it is")
         return source.resolve().parent, source.resolve().name
-    if wish.models_dir is None or wish.model_name is None:
+    if options.models_dir is None or options.model_name is None:
         raise UsageError(
             f"{source} is no quant, so it is not known where the model will lie",
             fix="Give the directory of an EXL3 quant, or --models FOLDER and --model-name NAME",
         )
-    if source.suffix.lower() not in _RECIPES and wish.bits is None:
+    if source.suffix.lower() not in _RECIPES and options.bits is None:
         raise UsageError(f"{source} is no quant, and its bits are not known", fix="Give --bits")
-    if Path(wish.model_name).name != wish.model_name or wish.model_name in (".", ".."):
-        raise UsageError(f"--model-name {wish.model_name!r} is no name of a folder", fix="Give a name without /")
-    return wish.models_dir.resolve(), wish.model_name
+    if Path(options.model_name).name != options.model_name or options.model_name in (".", ".."):
+        raise UsageError(f"--model-name {options.model_name!r} is no name of a folder", fix="Give a name without /")
+    return options.models_dir.resolve(), options.model_name
 
 
 def _config(source: Path, model: Path | None) -> Mapping[str, Any]:
@@ -220,27 +222,33 @@ def _noted_cache(source: Path) -> CacheBits:
     return FP16_CACHE if noted is None or noted.cache is None else parse_cache(noted.cache, f"{recipe}: exltune.cache")
 
 
-def _context(source: Path, wish: Wish, use: Use) -> int:
-    if wish.context is not None:
-        return wish.context
-    largest = _plan(source, wish, use, None).max_context
+def _context(source: Path, options: DeployOptions, use: Use) -> int:
+    if options.context is not None:
+        return options.context
+    largest = _plan(source, options, use, None).max_context
     if not largest:
         raise BudgetError("the weights leave no room for any context", fix="Give more or larger --gpus, or fewer bits")
-    if wish.draft is not None and wish.draft.mode != "ngram":
+    if options.draft is not None and options.draft.mode != "ngram":
         raise UsageError("a draft model takes cache too, so the largest context is not known", fix="Give --context")
     return largest
 
 
-def _plan(source: Path, wish: Wish, use: Use, draft: DraftSettings | None) -> Plan:
+def _plan(source: Path, options: DeployOptions, use: Use, draft: DraftSettings | None) -> Plan:
     """The plan of all cards; a draft model is loaded first, onto the first card."""
-    gpus = wish.gpus
+    gpus = options.gpus
     if draft is not None and draft.size_bytes:
         if draft.size_bytes >= gpus[0]:
             raise BudgetError("the draft model alone does not fit on the first GPU", fix="Take a smaller draft model")
         gpus = (gpus[0] - draft.size_bytes, *gpus[1:])
     limits = Limits(Hardware(gpus=gpus))
     return plan_fit(
-        source, limits, use, asked=Asked(wish.bits), model=wish.model, readings=wish.readings, unit=wish.unit
+        source,
+        limits,
+        use,
+        options=PlanOptions(options.bits),
+        model=options.model,
+        readings=options.readings,
+        unit=options.unit,
     )
 
 
@@ -255,9 +263,9 @@ def _check_fits(plan: Plan) -> None:
     )
 
 
-def _settings(plan: Plan, use: Use, wish: Wish, family: Family | None) -> TabbySettings:
+def _settings(plan: Plan, use: Use, options: DeployOptions, family: Family | None) -> TabbySettings:
     context = plan.context or 0
-    manual = wish.split.manual or wish.split.tensor_parallel
+    manual = options.split.manual or options.split.tensor_parallel
     changed = {constant.name: constant.after for constant in plan.recalibrated}
     standard = Overheads()
     reserve = changed.get("reserve_bytes", standard.reserve_bytes)
@@ -273,8 +281,8 @@ def _settings(plan: Plan, use: Use, wish: Wish, family: Family | None) -> TabbyS
         autosplit_reserve=() if manual else tuple(-(-int(reserve) // _MIB) for _ in plan.per_gpu),
         gpu_split=tuple(_gib(card.capacity_bytes - kept) for card in plan.per_gpu) if manual else (),
         cpu_moe_offload_layers=use.offload_layers,
-        reasoning=reasoning if wish.reasoning is None else wish.reasoning,
-        tool_format=wish.tool_format or (None if family is None else family.tool_format),
+        reasoning=reasoning if options.reasoning is None else options.reasoning,
+        tool_format=options.tool_format or (None if family is None else family.tool_format),
     )
 
 
@@ -283,9 +291,9 @@ def _gib(size_bytes: float) -> float:
     return int(size_bytes / (1 << 30) * 100) / 100
 
 
-def _notes(wish: Wish, family: Family | None, draft: DraftSettings | None, plan: Plan) -> tuple[str, ...]:
+def _notes(options: DeployOptions, family: Family | None, draft: DraftSettings | None, plan: Plan) -> tuple[str, ...]:
     notes = []
-    if family is None and (wish.tool_format is None or wish.reasoning is None):
+    if family is None and (options.tool_format is None or options.reasoning is None):
         notes.append("How this model thinks and calls tools is not known: --tool-format and --reasoning say so")
     if draft is not None and plan.kv_bytes > (plan.context or 0) * plan.kv_bytes_per_token + _page_rest(plan):
         notes.append("Drafts lengthen the states of linear and sliding layers, which the plan does not count")

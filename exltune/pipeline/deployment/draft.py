@@ -12,7 +12,8 @@ from exltune.exl3.directory import QuantDir
 from exltune.inventory import read_config
 from exltune.pipeline.deployment.plan import plan
 from exltune.schema.deploy import DraftMode, DraftSettings
-from exltune.schema.hardware import FP16_BITS, FP16_CACHE, Use
+from exltune.schema.hardware import FP16_CACHE, Use
+from exltune.schema.mix import UNQUANTIZED_BITS
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
@@ -26,25 +27,25 @@ class DraftOptions:
     num_tokens: int | None = None
 
 
-def draft_settings(wish: DraftOptions, source: Path, context: int, use: Use) -> DraftSettings:
+def draft_settings(options: DraftOptions, source: Path, context: int, use: Use) -> DraftSettings:
     """The settings with the bytes to set aside. context: tokens, for a cache at fp16 as TabbyAPI's default is.
 
     Raises: UsageError for a quant without the MTP layer asked for; what planning the draft model raises.
     """
-    if wish.num_tokens is not None and wish.num_tokens < 1:
-        raise UsageError(f"--draft-tokens {wish.num_tokens} is not above 0", fix="Give a positive number")
-    directory = None if wish.directory is None else wish.directory.resolve()
+    if options.num_tokens is not None and options.num_tokens < 1:
+        raise UsageError(f"--draft-tokens {options.num_tokens} is not above 0", fix="Give a positive number")
+    directory = None if options.directory is None else options.directory.resolve()
     size = 0
     if directory is not None:
         draft_use = Use(context=context, cache=FP16_CACHE, chunk=use.chunk, slots=use.slots)
         found = plan(QuantDir(directory).path, Limits(), draft_use)
         size = found.weights_bytes + found.kv_bytes
-    elif wish.mode == "mtp":
+    elif options.mode == "mtp":
         size = _mtp_bytes(source, context)
     return DraftSettings(
-        mode=wish.mode,
+        mode=options.mode,
         directory=None if directory is None else str(directory),
-        num_tokens=wish.num_tokens,
+        num_tokens=options.num_tokens,
         size_bytes=size,
     )
 
@@ -62,7 +63,9 @@ def _mtp_bytes(source: Path, context: int) -> int:
             f"--mtp: {source} holds no MTP layer",
             fix="exltune's quants leave it out, and exllamav3 drops that of GLM-4.5 to 4.7: give --draft or --ngram",
         )
-    return sum(sizes) + max(cache_bytes([layer.cache], context, FP16_BITS, FP16_BITS) for layer in profile.layers)
+    return sum(sizes) + max(
+        cache_bytes([layer.cache], context, UNQUANTIZED_BITS, UNQUANTIZED_BITS) for layer in profile.layers
+    )
 
 
 def _of_mtp(name: str, layers: int) -> bool:

@@ -24,18 +24,19 @@ from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.inventory import load_inventory, read_config
 from exltune.pipeline.optimization.recipe_model import config_of_recipe
+from exltune.schema.defaults import DEFAULT_HEAD_BITS
 from exltune.schema.hardware import Readings, SizeUnit, Use
+from exltune.schema.mix import UNQUANTIZED_BITS
 from exltune.schema.plan import Plan
 from exltune.store.records import read_recipe, read_record
 
-_HEAD_BITS = 6.0
 _CODEBOOK: Codebook = "mul1"
 _RECIPES = (".yaml", ".yml")
-_BIT_WIDTHS = (*INTEGER_BITS, *HALF_BITS, 16)
+_BIT_WIDTHS = (*INTEGER_BITS, *HALF_BITS, UNQUANTIZED_BITS)
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanOptions:
     """Bits that the user names: a bit width or an average, and the head's; None where the source decides."""
 
     bits: float | None = None
@@ -47,7 +48,7 @@ def plan(
     limits: Limits,
     use: Use,
     *,
-    asked: Asked | None = None,
+    options: PlanOptions | None = None,
     model: Path | None = None,
     readings: Path | None = None,
     unit: SizeUnit = "GiB",
@@ -58,21 +59,21 @@ def plan(
     sizes in texts.
     Raises: ModelError, RecipeError, DataError for readings, UsageError for options that contradict.
     """
-    question = replace(_question(source, limits, use, asked or Asked(), model), unit=unit)
+    question = replace(_question(source, limits, use, options or PlanOptions(), model), unit=unit)
     if readings is None:
         return plan_question(question)
     overheads, changed = recalibrate(read_record(readings, Readings), question.profile, use)
     return plan_question(replace(question, overheads=overheads)).model_copy(update={"recalibrated": changed})
 
 
-def _question(source: Path, limits: Limits, use: Use, asked: Asked, model: Path | None) -> Question:
+def _question(source: Path, limits: Limits, use: Use, options: PlanOptions, model: Path | None) -> Question:
     if source.suffix.lower() in _RECIPES and not source.is_dir():
-        _refuse(asked, source, "a recipe")
+        _refuse(options, source, "a recipe")
         return _of_recipe(source, limits, use, model)
     if model is not None:
         raise UsageError("--model belongs to recipes alone", fix=f"Leave it out, or give a recipe instead of {source}")
     if source.suffix.lower() == ".json" and source.is_file():
-        return _of_config(read_json(source), source, limits, use, asked)
+        return _of_config(read_json(source), source, limits, use, options)
     if not source.is_dir():
         what = "it is no directory, recipe (.yaml) or config (.json)" if source.exists() else "there is no such path"
         raise NotAModelError(what, where=str(source), fix="Give a model, an EXL3 directory, a recipe or a config.json")
@@ -84,18 +85,18 @@ def _question(source: Path, limits: Limits, use: Use, asked: Asked, model: Path 
                 where=str(source),
                 fix="Download it whole, or give its config.json to plan the model it was made of",
             )
-        return _of_config(config, source / "config.json", limits, use, asked)
+        return _of_config(config, source / "config.json", limits, use, options)
     if not any(name.endswith(".trellis") for name in TensorFiles(source).entries):
-        return _of_config(config, source / "config.json", limits, use, asked)
-    _refuse(asked, source, "a finished quant")
+        return _of_config(config, source / "config.json", limits, use, options)
+    _refuse(options, source, "a finished quant")
     return _of_quant(config, source, limits, use)
 
 
-def _of_config(config: Mapping[str, Any], where: Path, limits: Limits, use: Use, asked: Asked) -> Question:
+def _of_config(config: Mapping[str, Any], where: Path, limits: Limits, use: Use, options: PlanOptions) -> Question:
     profile = model_profile(config, _CODEBOOK, str(where))
-    head_bits = _HEAD_BITS if asked.head_bits is None else asked.head_bits
+    head_bits = DEFAULT_HEAD_BITS if options.head_bits is None else options.head_bits
     _check_width("--head-bits", head_bits)
-    weights = None if asked.bits is None else weights_of_bits(profile, asked.bits, head_bits)
+    weights = None if options.bits is None else weights_of_bits(profile, options.bits, head_bits)
     return Question(profile, limits, use, weights, head_bits)
 
 
@@ -111,7 +112,7 @@ def _of_recipe(source: Path, limits: Limits, use: Use, model: Path | None) -> Qu
         if width not in _BIT_WIDTHS:
             known = ", ".join(f"{found:g}" for found in sorted(_BIT_WIDTHS))
             raise RecipeError(f"{key} has {width:g} bits, which do not exist", where=str(source), fix=f"Known: {known}")
-    head_bits = recipe.head_bits or _HEAD_BITS
+    head_bits = recipe.head_bits or DEFAULT_HEAD_BITS
     return Question(profile, limits, use, linear_weights(profile, bits, head_bits), head_bits)
 
 
@@ -123,8 +124,8 @@ def _of_quant(config: Mapping[str, Any], source: Path, limits: Limits, use: Use)
     return Question(profile, limits, use, directory_weights(inventory, quant), head_bits, disk_bytes=disk_bytes)
 
 
-def _refuse(asked: Asked, source: Path, what: str) -> None:
-    for option, value in (("--bits", asked.bits), ("--head-bits", asked.head_bits)):
+def _refuse(options: PlanOptions, source: Path, what: str) -> None:
+    for option, value in (("--bits", options.bits), ("--head-bits", options.head_bits)):
         if value is not None:
             raise UsageError(f"{option} does not go with {what}", where=str(source), fix=f"Leave {option} out")
 

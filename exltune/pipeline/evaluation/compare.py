@@ -9,25 +9,22 @@ from functools import cached_property
 from pathlib import Path
 
 from exltune.budget import directory_size
-from exltune.corpora import TokenSet, check_same_tokenizer
-from exltune.engines.base import AUTO, open_engine
+from exltune.corpora import check_same_tokenizer
 from exltune.errors import CompareLostError, CompareRefusedError
 from exltune.evaluate import whole
 from exltune.evaluate.compare import compare_metrics, task_verdicts
 from exltune.exl3.directory import QuantDir
-from exltune.inventory import check_same_model, load_inventory, model_fingerprint
+from exltune.inventory import check_same_model
 from exltune.metrics import evaluation_row
 from exltune.pipeline.common.commands import command_line
-from exltune.pipeline.common.jobs import provenance
-from exltune.pipeline.common.reference import described
-from exltune.pipeline.common.reporter import Reporter, Silent
+from exltune.pipeline.common.session import Session
 from exltune.pipeline.evaluation.held_out import HeldOut
 from exltune.pipeline.evaluation.scored import read_scored
 from exltune.pipeline.evaluation.tasks import TaskOptions, check_answers, task_runs
-from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.schema.compare import CompareResult, Outcome, ScoredQuant, Source, TaskRuns
-from exltune.schema.tokens import DataOptions, Split
+from exltune.schema.tokens import Split
 from exltune.store.files import refuse_existing_file
+from exltune.store.quants.reference import described
 from exltune.store.records import write_record
 
 #: The share of the baseline's bytes by which the candidate's may differ.
@@ -46,35 +43,32 @@ class Side:
 class CompareOptions:
     """tolerance: share of bytes. trust_data: take quants that may have been calibrated on the held-out text."""
 
-    data: DataOptions
     tolerance: float = TOLERANCE
     trust_data: bool = False
     tasks: TaskOptions = field(default_factory=TaskOptions)
-    engine: str = AUTO
 
 
 def compare(
+    session: Session,
     candidate: Side,
     baseline: Side,
-    reference: Path,
-    settings: CompareOptions,
+    settings: CompareOptions | None = None,
     *,
     out: Path | None = None,
     force: bool = False,
-    reporter: Reporter | None = None,
 ) -> CompareResult:
     """Win, tie or loss of the candidate per metric; written to `out` with the sums of every row.
 
     Raises: CompareRefusedError unless bytes match, tokens are held-out and equal, and all runs are complete, before
     anything is scored wherever it can be told; QuantMismatchError, OutputExistsError, and what the engine raises.
     """
-    reporter = reporter or Silent()
+    settings = settings or CompareOptions()
     if out is not None:
         refuse_existing_file(out, force=force)
     source = Source(
-        file=None if out is None else str(out), command=_command(candidate, baseline, reference, settings, out)
+        file=None if out is None else str(out), command=_command(session, candidate, baseline, settings, out)
     )
-    run = _Run(reference, settings, source, reporter)
+    run = _Run(session, settings, source)
     sides = [run.open(side, role) for side, role in ((candidate, "candidate"), (baseline, "baseline"))]
     excess = _check_bytes(run.size_of(sides[0]), run.size_of(sides[1]), settings.tolerance)
     ours, theirs = run.score(sides)
@@ -127,20 +121,15 @@ class _Opened:
 class _Run:
     """The harness: one reference, one token set, one engine."""
 
-    def __init__(self, reference: Path, settings: CompareOptions, source: Source, reporter: Reporter) -> None:
-        self.reference, self.settings, self.source, self.reporter = reference, settings, source, reporter
-        self.inventory = load_inventory(reference)
+    def __init__(self, session: Session, settings: CompareOptions, source: Source) -> None:
+        self.session, self.reference, self.settings, self.source = session, session.model, settings, source
+        self.inventory = session.inventory
         self.remarks: list[str] = []
-
-    @cached_property
-    def tokens(self) -> TokenSet:
-        """The held-out rows, dealt when first needed: two files need none."""
-        return token_sets(self.settings.data, self.reference)[Split.HELD_OUT]
 
     @cached_property
     def held_out(self) -> HeldOut:
         """What tells whether a quant has seen them."""
-        return HeldOut(self.reference, self.settings.data, self.tokens, trust=self.settings.trust_data)
+        return HeldOut(self.session, trust=self.settings.trust_data)
 
     def open(self, side: Side, role: str) -> _Opened:
         """Check one side by itself."""
@@ -153,7 +142,7 @@ class _Run:
             self.remarks += self.held_out.check(side.quant)
             return _Opened(side, side.quant)
         scored = read_scored(side.quant, role)
-        if scored.provenance.model_sha256 != model_fingerprint(self.reference):
+        if scored.provenance.model_sha256 != self.session.fingerprint():
             noted = scored.provenance
             raise CompareRefusedError(
                 f"it was scored against another reference, {described(noted.reference, noted.model_path)}",
@@ -164,7 +153,7 @@ class _Run:
 
     def _check_not_reference(self, quant: Path, role: str) -> None:
         """A reference that is a quant has a KL of 0 by definition, and would win over any other."""
-        if model_fingerprint(quant) == model_fingerprint(self.reference):
+        if self.session.fingerprint(quant) == self.session.fingerprint():
             raise CompareRefusedError(
                 f"the {role} is the reference itself: its KL is 0 by definition",
                 where=str(quant),
@@ -188,12 +177,13 @@ class _Run:
     def _tasks(self, opened: _Opened, scored: ScoredQuant) -> TaskRuns | None:
         if opened.side.tasks is None:
             return scored.tasks
-        return task_runs(opened.side.tasks, self.settings.tasks, self.source, self.reporter)
+        return task_runs(opened.side.tasks, self.settings.tasks, self.source, self.session.reporter)
 
     def _score(self, quants: dict[str, Path]) -> dict[str, ScoredQuant]:
-        engine = open_engine(self.settings.engine, self.reference, quants)
-        with self.reporter.stage("Scoring") as progress:
-            scores = engine.score([whole(self.inventory, name) for name in quants], ids(self.tokens), progress)
+        session, mixes = self.session, [whole(self.inventory, name) for name in quants]
+        session.add_quants(quants)
+        with session.reporter.stage("Scoring") as progress:
+            scores = session.scores.score(mixes, session.ids(Split.HELD_OUT), progress)
         found = {}
         for (name, path), score in zip(quants.items(), scores, strict=True):
             size = directory_size(self.inventory, QuantDir(path))
@@ -202,9 +192,9 @@ class _Run:
             )
             found[name] = ScoredQuant(
                 row=row,
-                sha256=model_fingerprint(path),
+                sha256=session.fingerprint(path),
                 score=score,
-                provenance=provenance(self.reference, engine.name, self.tokens, self.settings.data),
+                provenance=session.provenance(Split.HELD_OUT),
                 source=self.source,
             )
         return found
@@ -244,10 +234,10 @@ def _names(ours: ScoredQuant, theirs: ScoredQuant) -> str:
     return f"{ours.row.name} and {theirs.row.name}"
 
 
-def _command(candidate: Side, baseline: Side, reference: Path, settings: CompareOptions, out: Path | None) -> str:
-    words = ["compare", str(candidate.quant), "--against", str(baseline.quant), "--reference", str(reference)]
+def _command(session: Session, candidate: Side, baseline: Side, settings: CompareOptions, out: Path | None) -> str:
+    words = ["compare", str(candidate.quant), "--against", str(baseline.quant), "--reference", str(session.model)]
     more = ["--tolerance", f"{100 * settings.tolerance:g}%", *["--trust-data"] * settings.trust_data]
     for option, side in (("--candidate-endpoint", candidate), ("--baseline-endpoint", baseline)):
         more += [option, side.tasks] if side.tasks is not None else []
     more += settings.tasks.words() if settings.tasks.names else []
-    return command_line(words, settings.data, more, out)
+    return command_line(words, session.data, more, out)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from exltune.budget import SizeModel, directory_size
-from exltune.engines.base import Engine, open_engine
+from exltune.engines.base import Engine
 from exltune.engines.streaming.weights import SIMULATED, CheckpointWeights
 from exltune.errors import UsageError
 from exltune.evaluate import whole
@@ -19,79 +19,73 @@ from exltune.exl3.tensors import TensorFiles, save_tensors
 from exltune.inventory import load_unquantized, read_config
 from exltune.metrics import evaluation_row, paired_difference
 from exltune.pipeline.common.commands import command_line
-from exltune.pipeline.common.jobs import provenance
-from exltune.pipeline.common.reporter import Reporter, Silent
+from exltune.pipeline.common.session import Session
 from exltune.pipeline.evaluation.held_out import HeldOut
-from exltune.pipeline.quants.base_quants import BaseQuant, find_base_quants, head_source, paths_of
-from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.inventory import Inventory, Role
-from exltune.schema.mix import REFERENCE, Choice, Mix, MixSize, choice_of_bits
+from exltune.schema.mix import REFERENCE, UNQUANTIZED_BITS, Choice, Mix, MixSize, choice_of_bits
 from exltune.schema.peers import Match, Peer, PeerMethod, PeersResult
 from exltune.schema.score import Score
-from exltune.schema.tokens import DataOptions, Split
+from exltune.schema.tokens import Split
 from exltune.search import strategy_within
 from exltune.store.files import refuse_existing_file
+from exltune.store.quants.base_quants import BaseQuant, head_source
 from exltune.store.records import write_record
 
 #: Inputs that share a scale.
 GROUPS = (32, 64, 128)
 #: The engine that reads simulated weights.
-_ENGINE = "reference"
+ENGINE = "reference"
 
 
 def peers(
-    model: Path,
-    quants_dir: Path,
-    data: DataOptions,
+    session: Session,
     *,
     groups: Sequence[int] = GROUPS,
     trust_data: bool = False,
     out: Path | None = None,
     force: bool = False,
-    reporter: Reporter | None = None,
 ) -> PeersResult:
     """Rows of all base quants and peers on held-out tokens, and EXL3 within the bytes of each peer.
 
-    groups: sizes of the peers' groups. The peers are simulated: rounded weights, at the bytes that the format takes.
+    session: on the reference engine, which alone reads the simulated weights. groups: sizes of the peers' groups.
+    The peers are simulated: rounded weights, at the bytes that the format takes.
     Raises: UsageError, QuantMismatchError, CompareRefusedError for base quants that may have seen the held-out text,
     DataError, OutputExistsError, and what the engine raises.
     """
-    reporter = reporter or Silent()
     if out is not None:
         refuse_existing_file(out, force=force)
     if not groups or min(groups) < 1:
         raise UsageError(
             f"groups of {', '.join(map(str, groups)) or 'no'} inputs do not exist", fix="--groups 32,64,128"
         )
-    load_unquantized(model)
-    quants, sets = find_base_quants(quants_dir, model), token_sets(data, model)
-    held_out = sets[Split.HELD_OUT]
-    new = HeldOut(model, data, held_out, trust=trust_data)
+    load_unquantized(session.model)
+    reporter, quants = session.reporter, session.base_quants
+    new = HeldOut(session, trust=trust_data)
     remarks = [remark for quant in quants for remark in new.check(quant.path)]
     with TemporaryDirectory(prefix="exltune-peers-") as folder:
-        simulated = _Simulation(model, Path(folder), tuple(dict.fromkeys(groups)))
+        simulated = _Simulation(session.engine, Path(folder), tuple(dict.fromkeys(groups)))
         with reporter.stage("Rounding") as progress:
-            capture = simulated.engine.capture(ids(sets[Split.CALIBRATION]), simulated.keys, progress)
+            capture = session.engine.capture(session.ids(Split.CALIBRATION), simulated.keys, progress)
             for layer in capture:
                 simulated.add(layer.layer, layer.hessians)
-        engine = open_engine(_ENGINE, model, paths_of(quants) | simulated.paths)
-        table = _Table(engine.inventory, quants, simulated)
+        session.add_quants(simulated.paths)
+        table = _Table(session.engine.inventory, quants, simulated)
         with reporter.stage("Scoring") as progress:
-            scores = engine.score(table.mixes, ids(held_out), progress)
+            scores = session.scores.score(table.mixes, session.ids(Split.HELD_OUT), progress)
     base, peers = table.rows(scores)
     result = PeersResult(
         base=base,
         peers=peers,
         remarks=(*remarks, *table.remarks),
-        calibration_sha256=sets[Split.CALIBRATION].info.sha256,
+        calibration_sha256=session.token_sets[Split.CALIBRATION].info.sha256,
         command=command_line(
-            ["peers", str(model), "--quants", str(quants_dir), "--groups", ",".join(map(str, groups))],
-            data,
+            ["peers", str(session.model), "--quants", str(session.quants_dir), "--groups", ",".join(map(str, groups))],
+            session.data,
             ["--trust-data"] * trust_data,
             out,
         ),
-        provenance=provenance(model, engine.name, held_out, data),
+        provenance=session.provenance(Split.HELD_OUT),
     )
     if out is not None:
         write_record(out, result)
@@ -113,14 +107,14 @@ class _Kind:
 class _Simulation:
     """Directories of rounded weights, a file for each layer, in a temporary folder."""
 
-    def __init__(self, model: Path, folder: Path, groups: tuple[int, ...]) -> None:
-        self.engine: Engine = open_engine(_ENGINE, model)
+    def __init__(self, engine: Engine, folder: Path, groups: tuple[int, ...]) -> None:
+        model = engine.model_dir
         self.kinds = tuple(_Kind(method, group) for group in groups for method in PeerMethod)
         self.groups = groups
         self.paths: dict[Choice, Path] = {kind.name: folder / f"{n}" for n, kind in enumerate(self.kinds)}
         self.alphas: dict[_Kind, list[float]] = {kind: [] for kind in self.kinds}
         self._weights = CheckpointWeights(TensorFiles(model))
-        self._specs = {spec.key: spec for spec in self.engine.inventory.linears}
+        self._specs = {spec.key: spec for spec in engine.inventory.linears}
         note = {**read_config(model), "quantization_config": {"quant_method": SIMULATED}}
         for path in self.paths.values():
             path.mkdir()
@@ -189,7 +183,10 @@ class _Table:
 
     def _matches(self, kind: _Kind, size: MixSize) -> list[tuple[Mix, MixSize, bool]]:
         found = []
-        for head_kept, bits, choice in ((False, self.head.head_bits, self.head.choice), (True, 16.0, REFERENCE)):
+        for head_kept, bits, choice in (
+            (False, self.head.head_bits, self.head.choice),
+            (True, UNQUANTIZED_BITS, REFERENCE),
+        ):
             mix = self._within(size.size_bytes, bits, choice)
             if mix is None:
                 told = "in fp16" if head_kept else f"of {bits:g} bits"

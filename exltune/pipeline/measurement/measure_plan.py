@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import perf_counter
 
@@ -21,14 +21,15 @@ from exltune.measure import (
     tensor_saliency,
     uniform_mixes,
 )
-from exltune.pipeline.measurement.probe_content import MixContent
-from exltune.pipeline.quants.base_quants import BaseQuant
 from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import TensorSaliency
 from exltune.schema.mix import REFERENCE, Mix
+from exltune.schema.probe import ProbedMix
 from exltune.schema.provenance import ReferenceQuant
-from exltune.store.probes import ProbeStore, row_ids, rows_key
+from exltune.store.probes import rows_key
+from exltune.store.quants.base_quants import BaseQuant
 from exltune.store.records import canonical
+from exltune.store.score_cache import CachedRows
 
 #: The level at which tensors are looked at, and the rows of the search set whose inputs tell.
 SALIENCY_LEVEL, _SALIENCY_ROWS = 4, 16
@@ -41,9 +42,8 @@ def probe_plan(
     level: int,
     quants: Sequence[QuantSizes],
     head: QuantHead,
-    tokens: Tensor,
+    scores: CachedRows,
     budget: Budget,
-    store: ProbeStore,
     same: Collection[str] = (),
 ) -> ProbePlan:
     """The plan for a budget. Raises: UsageError.
@@ -51,10 +51,10 @@ def probe_plan(
     Where that is hours, a pass over a few rows is timed first, and what it took is kept in the store: the same command
     again, after a kill or on a busier machine, goes on with the same plan.
     """
-    what = canonical([level, [quant.sha256 for quant in quants], budget.hours, rows_key(row_ids(tokens.numpy()))])
-    seconds = partial(store.timing, what, partial(seconds_per_pass, engine, tokens))
+    what = canonical([level, [quant.sha256 for quant in quants], budget.hours, rows_key(scores.row_ids)])
+    seconds = partial(scores.cache.store.timing, what, partial(seconds_per_pass, engine, scores.tokens))
     bits = {quant.choice: quant.bits for quant in quants}
-    return plan_for(engine.inventory, level, bits, head, len(tokens), budget, seconds, same)
+    return plan_for(engine.inventory, level, bits, head, len(scores), budget, seconds, same)
 
 
 def quant_reference(
@@ -63,7 +63,7 @@ def quant_reference(
     level: int,
     quants: Sequence[BaseQuant],
     head: QuantHead,
-    content: MixContent,
+    content: Callable[[Mix], ProbedMix],
 ) -> QuantReference | None:
     """What is known of a reference that is a quant, for all swaps of these. Raises: QuantMismatchError for no other."""
     if found is None:

@@ -1,45 +1,78 @@
-"""The base quants that a measurement was made with."""
+"""The model, base quants and texts that a measurement was made with."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from exltune.corpora.dealing import check_tokens
 from exltune.errors import QuantMismatchError
-from exltune.inventory import model_fingerprint
-from exltune.pipeline.common.reference import described, reference_quant
-from exltune.pipeline.quants.base_quants import BaseQuant, find_base_quants
+from exltune.pipeline.common.reporter import Reporter
+from exltune.pipeline.common.session import EngineOptions, Session
 from exltune.schema.measurement import Measurement
+from exltune.schema.tokens import DataOptions, Split
+from exltune.store.quants.reference import described
 
 
-def quants_at_hand(measurement: Measurement, folder: Path | None, model: Path) -> list[BaseQuant]:
-    """The measured base quants, or none where their directories are gone. Raises: QuantMismatchError."""
-    recorded = {choice: Path(path) for choice, path in measurement.exltune.quants.items()}
-    weights = any(model.glob("*.safetensors"))
-    if weights and model_fingerprint(model) != measurement.exltune.provenance.model_sha256:
-        raise _other_model(measurement, model)
-    if folder is None:
-        if not all(path.is_dir() for path in recorded.values()) or not weights:
-            return []
-        folder = next(iter(recorded.values())).parent
-    quants = [quant for quant in find_base_quants(folder, model) if quant.choice in recorded]
-    missing = recorded.keys() - {quant.choice for quant in quants}
+def session_of(
+    measurement: Measurement,
+    *,
+    model: Path | None = None,
+    quants: Path | None = None,
+    data: DataOptions | None = None,
+    engine: EngineOptions | None = None,
+    store: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Session:
+    """A session on what the measurement names; model, quants and data instead of it where they are given."""
+    detail = measurement.exltune
+    recorded = [Path(path) for path in detail.quants.values()]
+    if quants is None and all(path.is_dir() for path in recorded):
+        quants = recorded[0].parent
+    return Session(
+        model or Path(detail.provenance.model_path),
+        data or detail.data,
+        quants=quants,
+        engine=engine,
+        store=store,
+        reporter=reporter,
+    )
+
+
+def can_score(measurement: Measurement, session: Session, where: str = "measurement") -> bool:
+    """Whether the measured model and base quants are at hand, checked to be the measured ones, and so are the texts.
+
+    Raises: QuantMismatchError for others, DataError for other texts.
+    """
+    weights = any(session.model.glob("*.safetensors"))
+    if weights and session.fingerprint() != measurement.exltune.provenance.model_sha256:
+        raise _other_model(measurement, session)
+    if session.quants_dir is None or not weights:
+        return False
+    _check_quants(measurement, session)
+    check_tokens(session.token_sets[Split.SEARCH], measurement.exltune.provenance.tokens_sha256, where)
+    return True
+
+
+def _check_quants(measurement: Measurement, session: Session) -> None:
+    recorded = measurement.exltune.quant_sha256
+    here = {quant.choice: quant for quant in session.base_quants}
+    missing = recorded.keys() - here.keys()
     if missing:
         raise QuantMismatchError(
             f"the measurement knows base quants that are not here: {', '.join(sorted(missing))} bits",
-            where=str(folder),
+            where=str(session.quants_dir),
             fix="Give the folder that was measured with --quants",
         )
-    for quant in quants:
-        if model_fingerprint(quant.path) != measurement.exltune.quant_sha256[quant.choice]:
+    for choice, sha256 in recorded.items():
+        if session.fingerprint(here[choice].path) != sha256:
             raise QuantMismatchError(
-                "it is another quant than the one that was measured", where=str(quant.path), fix="Measure again"
+                "it is another quant than the one that was measured", where=str(here[choice].path), fix="Measure again"
             )
-    return quants
 
 
-def _other_model(measurement: Measurement, model: Path) -> QuantMismatchError:
+def _other_model(measurement: Measurement, session: Session) -> QuantMismatchError:
     """KL against a quant is none against the model that it was made from, though both are of one model."""
-    noted, here = measurement.exltune.provenance, reference_quant(model)
+    noted, here, model = measurement.exltune.provenance, session.reference, session.model
     if noted.reference is None and here is None:
         return QuantMismatchError("the measurement is of another model", where=str(model), fix="Measure this model")
     return QuantMismatchError(

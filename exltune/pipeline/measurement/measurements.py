@@ -9,10 +9,10 @@ from pathlib import Path
 
 from exltune.errors import DataError, UsageError
 from exltune.metrics import mean_and_se, mean_interval
-from exltune.pipeline.measurement.measure import PROBES
 from exltune.schema.probe import Merged, ShownProbe, StoredProbe, StoredSet
 from exltune.store.database import Database
 from exltune.store.files import refuse_existing_file
+from exltune.store.names import SCORES
 from exltune.store.probe_exchange import merge, stored_probes, stored_sets
 from exltune.store.probe_files import CSV, JSONL, read_probes, write_probes
 
@@ -75,7 +75,7 @@ def _opened(store: str) -> Database:
 
 def _place(store: str) -> str:
     """A measurement's directory stands for the store in it."""
-    return str(Path(store) / PROBES) if "://" not in store and Path(store).is_dir() else store
+    return str(Path(store) / SCORES) if "://" not in store and Path(store).is_dir() else store
 
 
 def _shown(probe: StoredProbe) -> ShownProbe:

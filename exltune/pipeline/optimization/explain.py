@@ -13,7 +13,6 @@ from exltune.build import resolve_recipe
 from exltune.errors import QuantMismatchError, RecipeError
 from exltune.exl3.codebooks import Codebook
 from exltune.inventory import inventory_from_config
-from exltune.pipeline.common.reference import described
 from exltune.pipeline.optimization.recipe_model import config_of_recipe
 from exltune.report.explanation_png import explanation_png
 from exltune.report.fused import unfused_note
@@ -28,6 +27,7 @@ from exltune.search import load_all_rules
 from exltune.search.law.gains import steps_beyond, steps_taken
 from exltune.search.rules.best_rule import best_rule
 from exltune.store.files import refuse_existing_file, write_bytes
+from exltune.store.quants.reference import described
 from exltune.store.records import read_recipe, read_record
 
 #: Of quants whose codebook no measurement names.

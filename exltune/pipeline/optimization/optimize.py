@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from exltune.engines.base import AUTO, Resources, open_engine
 from exltune.errors import NonFiniteError, UsageError
-from exltune.inventory import read_config
-from exltune.pipeline.common.jobs import job_hash
-from exltune.pipeline.common.reporter import Reporter, Silent, tell_peaks
-from exltune.pipeline.measurement.measured import quants_at_hand
-from exltune.pipeline.optimization.search import Scorer, run_rounds, score_baselines
-from exltune.pipeline.quants.base_quants import paths_of
-from exltune.pipeline.texts.token_sets import check_tokens, ids, token_sets
+from exltune.pipeline.common.reporter import Reporter, tell_peaks
+from exltune.pipeline.common.session import Session
+from exltune.pipeline.measurement.measured import can_score
+from exltune.pipeline.optimization.search import run_rounds, score_baselines
 from exltune.report.fused import unfused_note
+from exltune.schema.base import TOLD
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import CACHE_K, CACHE_V, Choice
@@ -42,9 +40,11 @@ from exltune.search import (
     unmatched,
 )
 from exltune.search.loop.ranking import SEARCHED, distinct_candidates, standings
-from exltune.search.space.space import Asked, Space, search_space
+from exltune.search.space.space import Space, SpaceOptions, search_space
 from exltune.store.files import locked, refuse_existing_file
-from exltune.store.records import read_record, write_recipe
+from exltune.store.records import write_recipe
+from exltune.store.score_cache import CachedRows
+from exltune.store.stages import KNOBS, SEARCH
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class OptimizeOptions:
     rules: tuple[Heuristics, ...] = ()
     front: tuple[float, ...] = ()
     sampler: str = "tpe"
-    storage: str | None = None
+    storage: str | None = field(default=None, metadata={TOLD: True})
     seconds: float | None = None
 
     def bounds(self) -> tuple[str, ...]:
@@ -69,10 +69,11 @@ class OptimizeOptions:
 
 @dataclass(frozen=True)
 class Optimized:
-    """The recipe that is handed over, and how all methods stand."""
+    """The recipe that is handed over, how all methods stand, and the recipes of the further targets."""
 
     recipe: Recipe
     detail: SearchDetail
+    others: tuple[Recipe, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,45 +87,37 @@ class SearchOutcome:
 
 
 def optimize(
-    file: Path,
-    asked: Asked,
-    out: Path,
+    session: Session,
+    measurement: Measurement,
+    asked: SpaceOptions,
+    out: Path | None = None,
     *,
     settings: OptimizeOptions | None = None,
-    model: Path | None = None,
-    quants_dir: Path | None = None,
-    engine: str = AUTO,
-    resources: Resources | None = None,
     force: bool = False,
-    reporter: Reporter | None = None,
 ) -> Optimized:
     """Search the best mix within a budget, judge it against every method on fresh rows, and write its recipe.
 
-    Where the base quants are not at hand the best prediction wins and nothing is scored. The same call again goes on
-    with the mixes that its storage holds. model and quants_dir override what the measurement names. resources: what the
-    engine may take.
+    session: on what was measured, as session_of gives it. out: the recipe's file; nothing is written without one. Where
+    the base quants are not at hand the best prediction wins and nothing is scored. The same call again takes the scores
+    that are there already, and comes to the same recipe.
     Raises: BudgetError for an impossible budget, UsageError, DataError where the measurement or its texts cannot be
     read, OutputExistsError, QuantMismatchError, StorageError.
     """
-    settings, reporter = settings or OptimizeOptions(), reporter or Silent()
-    refuse_existing_file(out, force=force)
-    measurement = read_record(file, Measurement)
-    model = model or Path(measurement.exltune.provenance.model_path)
-    config = read_config(model)
-    space = search_space(config, model, measurement, asked)
-    more = [search_space(config, model, measurement, one, like=space) for one in _at(asked, settings.front)]
-    run = _Run((space, *more), settings, measurement, out, reporter, asked.floors)
-    with locked(out):
-        quants = quants_at_hand(measurement, quants_dir, model)
-        if quants:
-            tokens = token_sets(measurement.exltune.data, model)
-            check_tokens(tokens[Split.SEARCH], measurement.exltune.provenance.tokens_sha256, file)
-            opened = open_engine(engine, model, paths_of(quants), resources)
-            fresh = Scorer(opened, ids(tokens[Split.SELECTION]))
-            outcome = run.search(Scorer(opened, ids(tokens[Split.SEARCH])), fresh)
-            tell_peaks(reporter, opened)
+    settings = settings or OptimizeOptions()
+    if out is not None:
+        refuse_existing_file(out, force=force)
+    space = search_space(session.config, session.model, measurement, asked)
+    more = [
+        search_space(session.config, session.model, measurement, one, like=space) for one in _at(asked, settings.front)
+    ]
+    run = _Run((space, *more), settings, measurement, out, session.reporter, asked.floors)
+    with nullcontext() if out is None else locked(out):
+        if can_score(measurement, session):
+            scores = session.scores
+            outcome = run.search(scores.on(session.ids(Split.SEARCH)), scores.on(session.ids(Split.SELECTION)))
+            tell_peaks(session.reporter, session.engine)
         else:
-            reporter.remark("The base quants are not at hand: the best prediction wins, nothing was scored")
+            session.reporter.remark("The base quants are not at hand: the best prediction wins, nothing was scored")
             outcome = run.predict()
         return run.write(outcome)
 
@@ -137,7 +130,7 @@ class _Run:
         spaces: Sequence[Space],
         settings: OptimizeOptions,
         measurement: Measurement,
-        out: Path,
+        out: Path | None,
         reporter: Reporter,
         floors: Sequence[Heuristics],
     ) -> None:
@@ -161,38 +154,33 @@ class _Run:
             ranked.append(standings(problem, distinct_candidates(problem, many, {"search-law": best}), law))
         return SearchOutcome(ranked, law, None, ())
 
-    def search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
+    def search(self, scores: CachedRows, fresh: CachedRows) -> SearchOutcome:
         """Score baselines, run the loop, and judge all that is left on fresh rows."""
-        with storage_errors(self._storage_url()):
-            return self._search(scorer, fresh)
+        with storage_errors(self._storage_url() or "memory"):
+            return self._search(scores, fresh)
 
-    def _search(self, scorer: Scorer, fresh: Scorer) -> SearchOutcome:
-        rows, storage = len(scorer.tokens), open_storage(self._storage_url())
-        history = History(storage, self._key())
+    def _search(self, scores: CachedRows, fresh: CachedRows) -> SearchOutcome:
+        rows, history = len(scores), History()
         with self.reporter.stage("Scoring baselines") as progress:
-            missing = [
-                baseline
-                for many in self.baselines
-                for baseline in many
-                if not history.whole(baseline.mix.choices, rows)
-            ]
-            score_baselines(missing, scorer, history, progress)
-        study = knob_study(storage, self._knobs_key(), self.sampler, objectives=self.objectives)
+            score_baselines([one for many in self.baselines for one in many], scores, history, progress)
+        storage = open_storage(self._storage_url())
+        name = self._study_name(scores.cache.engine.name)
+        study = knob_study(storage, name, self.sampler, objectives=self.objectives)
         knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
         search = Search(self.problems, self.settings.search, rows, history, knobs)
-        run_rounds(search, scorer, self.reporter, seconds=self.settings.seconds)
+        run_rounds(search, scores, self.reporter, seconds=self.settings.seconds)
         ranked = self._judge(search, history, fresh)
-        dropped = scorer.dropped | fresh.dropped
+        dropped = scores.dropped | fresh.dropped
         return SearchOutcome(ranked, search.surrogate, search, tuple(dict.fromkeys(dropped.values())))
 
-    def _judge(self, search: Search, history: History, fresh: Scorer) -> list[list[Standing]]:
+    def _judge(self, search: Search, history: History, fresh: CachedRows) -> list[list[Standing]]:
         """Baselines and finalists of every size on rows that no fit has seen."""
         candidates = [
-            distinct_candidates(problem, baselines, search.finalists(number))
-            for number, (problem, baselines) in enumerate(zip(self.problems, self.baselines, strict=True))
+            distinct_candidates(problem, many, search.finalists(number))
+            for number, (problem, many) in enumerate(zip(self.problems, self.baselines, strict=True))
         ]
         with self.reporter.stage("Judging on the selection set") as progress:
-            found = iter(fresh.scores([one.mix for many in candidates for one in many], slice(None), progress))
+            found = iter(fresh.finite([one.mix for many in candidates for one in many], progress=progress))
         ranked = []
         for problem, many in zip(self.problems, candidates, strict=True):
             scores = {one.name: score for one in many if (score := next(found)) is not None}
@@ -207,19 +195,27 @@ class _Run:
         return ranked
 
     def write(self, outcome: SearchOutcome) -> Optimized:
-        """Write the recipe of every size; the one asked for last, so that it is there only when all are."""
-        points = []
+        """The recipe of every size; the one asked for is written last, so that it is there only when all are."""
+        points, others = [], []
         for space, ranked in zip(self.spaces[1:], outcome.standings[1:], strict=True):
-            problem = space.problem
-            path = self.out.with_name(f"{self.out.stem}-{problem.target_bpw:g}bpw{self.out.suffix}")
-            write_recipe(path, self._recipe(space, ranked, self._detail(outcome, ranked, ())))
-            points.append(_point(problem, ranked[0], str(path)))
+            recipe = self._recipe(space, ranked, self._detail(outcome, ranked, ()))
+            path = self._write(recipe, f"-{space.problem.target_bpw:g}bpw")
+            points.append(_point(space.problem, ranked[0], path))
+            others.append(recipe)
         first = outcome.standings[0]
-        front = tuple(sorted((*points, _point(self.problems[0], first[0], str(self.out))), key=lambda one: one.bpw))
+        asked = _point(self.problems[0], first[0], None if self.out is None else str(self.out))
+        front = tuple(sorted((*points, asked), key=lambda one: one.bpw))
         detail = self._detail(outcome, first, front if points else ())
         recipe = self._recipe(self.spaces[0], first, detail)
-        write_recipe(self.out, recipe)
-        return Optimized(recipe, detail)
+        self._write(recipe)
+        return Optimized(recipe, detail, tuple(others))
+
+    def _write(self, recipe: Recipe, suffix: str = "") -> str | None:
+        if self.out is None:
+            return None
+        path = self.out.with_name(f"{self.out.stem}{suffix}{self.out.suffix}")
+        write_recipe(path, recipe)
+        return str(path)
 
     def _detail(
         self, outcome: SearchOutcome, ranked: Sequence[Standing], front: tuple[FrontPoint, ...]
@@ -266,23 +262,26 @@ class _Run:
         problem = self.problems[0]
         return unfused_note({group: float(choices[group]) for group in problem.group_ids}, problem.sizes)
 
-    def _storage_url(self) -> str:
-        return self.settings.storage or f"sqlite:///{self.out.with_suffix('.search.db').resolve()}"
+    def _storage_url(self) -> str | None:
+        if self.settings.storage is not None or self.out is None:
+            return self.settings.storage
+        return f"sqlite:///{self.out.with_suffix('.search.db').resolve()}"
 
-    def _key(self) -> str:
-        """Names what is searched: mixes scored for it are taken up again, those of anything else never."""
-        detail = self.measurement.exltune
-        budgets = [problem.budget_bytes for problem in self.problems]
-        units = [(unit.id, [option.choice for option in unit.options]) for unit in self.problems[0].units]
-        defaults = (self.problems[0].head_choice, dict(self.problems[0].extras))
-        return job_hash("search", detail.provenance.model_dump(), detail.quant_sha256, budgets, units, defaults)[:16]
+    def _study_name(self, engine: str) -> str:
+        """Names what is searched, with which rules to turn, for which output."""
+        first = self.problems[0]
+        search = SEARCH.identity(
+            engine=engine,
+            measurement=self.measurement,
+            budgets=[problem.budget_bytes for problem in self.problems],
+            units=[(unit.id, [option.choice for option in unit.options]) for unit in first.units],
+            defaults=(first.head_choice, first.extras),
+        )
+        knobs = KNOBS.identity(search=search, rules=self.rules)
+        return f"{knobs[:16]} {self.out.stem}" if self.out is not None else knobs[:16]
 
-    def _knobs_key(self) -> str:
-        """Names what the knobs turn: a study's knobs cannot change, and rules are one of them."""
-        return job_hash("knobs", self._key(), [rules.model_dump() for rules in self.rules])[:16]
 
-
-def _at(asked: Asked, targets: Sequence[float]) -> Iterator[Asked]:
+def _at(asked: SpaceOptions, targets: Sequence[float]) -> Iterator[SpaceOptions]:
     """The same limits at other targets."""
     return (replace(asked, limits=replace(asked.limits, target_bpw=target)) for target in targets)
 
@@ -301,7 +300,7 @@ def _warnings(problem: SearchProblem, rules: Sequence[Heuristics], floors: Seque
     return tuple(dict.fromkeys(lost))
 
 
-def _point(problem: SearchProblem, winner: Standing, recipe: str) -> FrontPoint:
+def _point(problem: SearchProblem, winner: Standing, recipe: str | None) -> FrontPoint:
     return FrontPoint(
         target_bpw=problem.target_bpw,
         bpw=winner.bpw,

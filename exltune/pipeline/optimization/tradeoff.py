@@ -40,7 +40,7 @@ class TradeoffOptions:
 
 def tradeoff(
     file: Path,
-    asked: TradeoffOptions,
+    options: TradeoffOptions,
     *,
     model: Path | None = None,
     png: Path | None = None,
@@ -55,20 +55,20 @@ def tradeoff(
     """
     if png is not None:
         refuse_existing_file(png, force=force)
-    _check(asked)
+    _check(options)
     measurement = read_record(file, Measurement)
     where = model or Path(measurement.exltune.provenance.model_path)
     config = read_json(where) if where.is_file() else read_config(where)
     profile = model_profile(config, cast(Codebook, measurement.exltune.codebook), str(where))
-    for context in asked.contexts:
-        check_use(profile, asked.limits, asked.use.model_copy(update={"context": context}))
-    head_bits = None if asked.head == "auto" else asked.head
-    joint = Joint(profile, measurement, head_bits=head_bits, head_open=asked.head == "auto")
+    for context in options.contexts:
+        check_use(profile, options.limits, options.use.model_copy(update={"context": context}))
+    head_bits = None if options.head == "auto" else options.head
+    joint = Joint(profile, measurement, head_bits=head_bits, head_open=options.head == "auto")
     found = Tradeoff(
         architecture=profile.inventory.architecture,
-        vram_bytes=asked.limits.hardware.vram_bytes,
-        gpus=asked.limits.hardware.gpus,
-        rows=tuple(row for context in sorted(set(asked.contexts)) for row in _rows(joint, asked, context)),
+        vram_bytes=options.limits.hardware.vram_bytes,
+        gpus=options.limits.hardware.gpus,
+        rows=tuple(row for context in sorted(set(options.contexts)) for row in _rows(joint, options, context)),
         unit=unit,
         reference=measurement.exltune.provenance.reference,
     )
@@ -77,23 +77,23 @@ def tradeoff(
     return found
 
 
-def _check(asked: TradeoffOptions) -> None:
-    hardware = asked.limits.hardware
+def _check(options: TradeoffOptions) -> None:
+    hardware = options.limits.hardware
     if not hardware.gpus and hardware.vram_bytes is None:
         raise UsageError("a trade needs to know the memory", fix="Give --vram or --gpus")
-    if not asked.contexts:
+    if not options.contexts:
         raise UsageError("no context is given", fix="Give --contexts, such as 32768,65536")
 
 
-def _rows(joint: Joint, asked: TradeoffOptions, context: int) -> list[TradeoffRow]:
+def _rows(joint: Joint, options: TradeoffOptions, context: int) -> list[TradeoffRow]:
     """One context: the asked caches, and the best of all where it is none of them."""
-    use = asked.use.model_copy(update={"context": context})
+    use = options.use.model_copy(update={"context": context})
     try:
-        best: Optimum | None = joint.best(asked.limits, use)
+        best: Optimum | None = joint.best(options.limits, use)
     except BudgetError:
         best = None
-    caches = dict.fromkeys((*asked.caches, *([best.cache] if best else [])))
-    rows = [_row(joint, asked.limits, use.model_copy(update={"cache": cache}), best) for cache in caches]
+    caches = dict.fromkeys((*options.caches, *([best.cache] if best else [])))
+    rows = [_row(joint, options.limits, use.model_copy(update={"cache": cache}), best) for cache in caches]
     return sorted(rows, key=lambda row: row.kv_bytes, reverse=True)
 
 
@@ -109,9 +109,9 @@ def _row(joint: Joint, limits: Limits, use: Use, best: Optimum | None) -> Tradeo
         **row.model_dump(include={"context", "cache", "kv_bytes"}),
         fits=True,
         best=best is not None and best.cache == use.cache,
-        bpw=found.size.bpw,
+        bpw=found.candidate.bpw,
         head_bits=found.head_bits,
-        weights_bytes=found.size.size_bytes,
+        weights_bytes=found.candidate.size_bytes,
         predicted_kld=found.predicted_kld,
         binding=found.budget.binding,
     )

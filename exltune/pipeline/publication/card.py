@@ -51,7 +51,7 @@ def card(
     out: Path,
     *,
     evaluations: Sequence[Path] = (),
-    asked: CardOptions | None = None,
+    options: CardOptions | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> CardResult:
@@ -61,7 +61,7 @@ def card(
     Raises: DataError for a missing evaluation or verdict and for different token sets, QuantMismatchError for
     different models, UsageError, OutputExistsError, and what opening the directories raises.
     """
-    asked, reporter = asked or CardOptions(), reporter or Silent()
+    options, reporter = options or CardOptions(), reporter or Silent()
     for path in (out, out.with_name(CARD)):
         refuse_existing_file(path, force=force)
     found = find_published(outs)
@@ -69,7 +69,7 @@ def card(
     check_branches(found.quants)
     sources = public_files(found, evaluations)
     with reporter.stage("Planning contexts"):
-        made = _card(found, read, sources, asked)
+        made = _card(found, read, sources, options)
     pictures = {PLOT: kl_against_size(made.rows)} | {_heat_map(tune): _draw(tune) for tune in found.tunes}
     text = render_card(made)
     for name, content in (sources | pictures).items():
@@ -80,22 +80,22 @@ def card(
 
 
 def _card(
-    found: Published, evaluations: Sequence[tuple[Path, Evaluation]], sources: Mapping[str, bytes], asked: CardOptions
+    found: Published, evaluations: Sequence[tuple[Path, Evaluation]], sources: Mapping[str, bytes], options: CardOptions
 ) -> Card:
     quant, provenance = found.quants[0], evaluations[0][1].provenance
     base = base_card(Path(provenance.model_path))
-    base_model = asked.base_model or source_repo(Path(provenance.model_path))
+    base_model = options.base_model or source_repo(Path(provenance.model_path))
     name = check_repo_id(base_model, "--base-model").rpartition("/")[2]
     inventory = load_inventory(quant.path, planning=True)
     matched = match_rows(found, evaluations)
-    columns = memories(asked.gpus, [one.row.size_bytes for one in matched])
-    rows = _rows(found, matched, columns, asked.cache)
+    columns = memories(options.gpus, [one.row.size_bytes for one in matched])
+    rows = _rows(found, matched, columns, options.cache)
     calibration = quant.settings.get("calibration") or {}
     return Card(
         title=f"{name}-exl3",
-        repo_id=check_repo_id(asked.repo_id or f"{_NOBODY}/{name}-exl3", "--repo-id"),
+        repo_id=check_repo_id(options.repo_id or f"{_NOBODY}/{name}-exl3", "--repo-id"),
         base_model=base_model,
-        license=asked.license or license_of(base),
+        license=options.license or license_of(base),
         pipeline_tag=pipeline_tag(quant.config, base),
         tags=tags(quant.config, any("experts" in group.role.value for group in inventory.groups)),
         languages=_languages(base),
@@ -110,7 +110,7 @@ def _card(
         held_out_tokens=evaluations[0][1].rows[0].tokens,
         engine=provenance.engine,
         confidence=CONFIDENCE,
-        cache=asked.cache,
+        cache=options.cache,
         memories=columns,
         rows=rows,
         runs=tuple(_run(tune, provenance.model_sha256) for tune in found.tunes),

@@ -48,7 +48,7 @@ class _Branch:
     left: Mapping[str, str]
 
 
-def push(outs: Sequence[Path], asked: PushOptions, *, reporter: Reporter | None = None) -> PushResult:
+def push(outs: Sequence[Path], options: PushOptions, *, reporter: Reporter | None = None) -> PushResult:
     """Bring quants and their card to the Hub; the same call again sends what is missing.
 
     Quants come first and main last: its page never leads to a branch that is not there.
@@ -56,26 +56,28 @@ def push(outs: Sequence[Path], asked: PushOptions, *, reporter: Reporter | None 
     directories raises.
     """
     reporter = reporter or Silent()
-    check_repo_id(asked.repo_id, "REPO_ID")
-    quants = _chosen(find_published(outs).quants, asked.branches)
+    check_repo_id(options.repo_id, "REPO_ID")
+    quants = _chosen(find_published(outs).quants, options.branches)
     check_branches(quants)
-    readme = asked.card or outs[0] / README
-    page = _page(readme, asked.repo_id, [quant.branch for quant in quants])
+    readme = options.card or outs[0] / README
+    page = _page(readme, options.repo_id, [quant.branch for quant in quants])
     branches = [*(_branch(quant, page) for quant in quants), _Branch(MAIN, page, {})]
     actions = tuple(_actions(branches))
     total = sum(action.size_bytes for action in actions)
-    if asked.dry_run:
-        return PushResult(repo_id=asked.repo_id, url=None, dry_run=True, actions=actions, size_bytes=total, branches=())
-    repository = Repository(asked.repo_id, read_token(asked.token_file), asked.endpoint)
+    if options.dry_run:
+        return PushResult(
+            repo_id=options.repo_id, url=None, dry_run=True, actions=actions, size_bytes=total, branches=()
+        )
+    repository = Repository(options.repo_id, read_token(options.token_file), options.endpoint)
     repository.check_token()
-    url = repository.create(private=asked.private)
+    url = repository.create(private=options.private)
     done: list[PushedBranch] = []
     for branch in branches:
         # No bar of ours: huggingface_hub draws one for every file.
         reporter.remark(f"Pushing {branch.name}, {len(branch.files)} files")
         done.append(_send(repository, branch))
     return PushResult(
-        repo_id=asked.repo_id, url=url, dry_run=False, actions=actions, size_bytes=total, branches=tuple(done)
+        repo_id=options.repo_id, url=url, dry_run=False, actions=actions, size_bytes=total, branches=tuple(done)
     )
 
 

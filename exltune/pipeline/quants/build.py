@@ -13,20 +13,18 @@ from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import load_inventory
 from exltune.pipeline.common.reporter import Reporter, Silent
-from exltune.pipeline.quants.base_quants import BaseQuant, find_base_quants, head_source
 from exltune.schema.inventory import Inventory
-from exltune.schema.mix import MixSize
+from exltune.schema.mix import UNQUANTIZED_BITS, MixSize
 from exltune.schema.recipe import Recipe
 from exltune.store.files import new_directory
 from exltune.store.names import RECIPE
-from exltune.store.records import read_recipe, write_recipe
-
-_UNQUANTIZED = 16
+from exltune.store.quants.base_quants import BaseQuant, head_source
+from exltune.store.records import write_recipe
 
 
 def build(
-    recipe_file: Path,
-    quants_dir: Path,
+    recipe: Recipe,
+    quants: Sequence[BaseQuant],
     out: Path,
     *,
     model: Path | None = None,
@@ -35,13 +33,12 @@ def build(
 ) -> MixSize:
     """Write the EXL3 model of a recipe to `out`; bit for bit the base quants' tensors.
 
-    model: the unquantized model, needed where the recipe leaves linears at 16 bits.
+    quants: as find_base_quants gives them. model: the unquantized model, needed where the recipe leaves linears at
+    16 bits.
     Raises: RecipeError, QuantMismatchError, OutputExistsError, CorruptFileError.
     """
     reporter = reporter or Silent()
-    recipe = read_recipe(recipe_file)
-    quants = find_base_quants(quants_dir, model)
-    _check_made_for(recipe, quants, recipe_file)
+    _check_made_for(recipe, quants)
     inventory = load_inventory(quants[0].path)
     bits = resolve_recipe(recipe, inventory)
     head = head_source(quants, recipe.head_bits)
@@ -56,7 +53,7 @@ def build(
         new_directory(out, force=force, replaces=QUANTIZATION_CONFIG) as partial,
         reporter.stage("Building") as progress,
     ):
-        files = TensorFiles(model) if model is not None and _UNQUANTIZED in bits.values() else None
+        files = TensorFiles(model) if model is not None and UNQUANTIZED_BITS in bits.values() else None
         sources = {quant.bits: quant.directory for quant in quants}
         splice_model(partial, inventory, bits, sources, head.directory, settings, files, progress)
         write_recipe(partial / RECIPE, recipe)
@@ -65,7 +62,7 @@ def build(
     return size
 
 
-def _check_made_for(recipe: Recipe, quants: Sequence[BaseQuant], where: Path) -> None:
+def _check_made_for(recipe: Recipe, quants: Sequence[BaseQuant]) -> None:
     """A fine-tune's quants have the same shapes and bytes: the model that both sides noted decides."""
     if recipe.exltune is None:
         return
@@ -76,7 +73,6 @@ def _check_made_for(recipe: Recipe, quants: Sequence[BaseQuant], where: Path) ->
     if strangers:
         raise QuantMismatchError(
             f"the recipe was made for another model than {strangers[0]}",
-            where=str(where),
             fix="Give the base quants that were measured, or measure these",
         )
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exltune.build import assemble_quant
-from exltune.engines.base import AUTO, Converter, ConvertJob, Engine, Progress, Resources, open_engine
+from exltune.corpora.dealing import ids
+from exltune.engines.base import Converter, ConvertJob, Engine, Progress
 from exltune.errors import (
     CorruptFileError,
     DataError,
@@ -22,23 +23,21 @@ from exltune.errors import (
 from exltune.exl3.codebooks import Codebook, check_bits
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG
-from exltune.inventory import check_same_model, load_unquantized, model_fingerprint
-from exltune.pipeline.common.jobs import job_hash, provenance
-from exltune.pipeline.common.reporter import Reporter, Silent
-from exltune.pipeline.quants.quant_dirs import BaseQuant, check_weights_of, quant_dirs, read_base_quant
-from exltune.pipeline.texts.token_sets import ids, token_sets
+from exltune.inventory import check_same_model, load_unquantized
+from exltune.pipeline.common.reporter import Reporter
+from exltune.pipeline.common.session import Session
 from exltune.quantize import TensorJob, all_jobs, check_weights, quantize_tensors
+from exltune.schema.defaults import DEFAULT_HEAD_BITS, DEFAULT_WIDTHS
 from exltune.schema.inventory import Inventory
 from exltune.schema.provenance import Provenance
 from exltune.schema.quant import QuantRecord, TensorErrors
-from exltune.schema.tokens import DataOptions, Split
+from exltune.schema.tokens import Split
 from exltune.store.files import exclusive, new_directory
 from exltune.store.names import RECORD
+from exltune.store.quants.directories import BaseQuant, check_weights_of, quant_dirs, read_base_quant
 from exltune.store.records import read_record, write_record
+from exltune.store.stages import QUANT, TENSORS
 from exltune.store.tensors import TensorStore
-
-DEFAULT_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-DEFAULT_HEAD_BITS = 6.0
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,7 @@ class QuantizeOptions:
         return f"{bits:g}bpw_H{self.head_of(bits):g}{f'_hq{self.hq}' if self.hq else ''}"
 
 
-def quantize(
-    model: Path,
-    out: Path,
-    settings: QuantizeOptions,
-    data: DataOptions,
-    *,
-    engine: str = AUTO,
-    devices: tuple[int, ...] = (),
-    force: bool = False,
-    reporter: Reporter | None = None,
-) -> list[Path]:
+def quantize(session: Session, out: Path, settings: QuantizeOptions, *, force: bool = False) -> list[Path]:
     """Write one EXL3 directory for each width into `out`; those that are there already are kept, whatever their names.
 
     What others made of this model is taken as it is, head and all, unless force is given.
@@ -97,14 +86,11 @@ def quantize(
     QuantMismatchError for one that others made of another model or with another codebook,
     DataError, ModelError, and what the engine raises.
     """
-    reporter = reporter or Silent()
-    settings.check()
-    load_unquantized(model)
-    opened = open_engine(engine, model, resources=Resources(devices))
+    reporter, opened = session.reporter, _engine(session, settings)
     if settings.hq and not isinstance(opened, Converter):
         raise UsageError(f"engine {opened.name} has no --hq", fix="Leave it out, or take --engine exllamav3")
     with exclusive(out):
-        run = _Run(opened, out, settings, data)
+        run = _Run(session, out, settings)
         taken = {} if force or settings.hq else run.made_elsewhere(reporter)
         missing = run.missing(force, taken)
         if missing:
@@ -122,15 +108,30 @@ def quantize(
     return [taken[bits].path if bits in taken else out / settings.directory(bits) for bits in settings.widths]
 
 
-class _Run:
-    """One quantization with its token set, its job hash and its store of finished tensors."""
+def _engine(session: Session, settings: QuantizeOptions) -> Engine:
+    """The engine, once it is known that there is something to do with it."""
+    settings.check()
+    load_unquantized(session.model)
+    return session.engine
 
-    def __init__(self, engine: Engine, out: Path, settings: QuantizeOptions, data: DataOptions) -> None:
-        self.engine, self.out, self.settings, self.data = engine, out, settings, data
-        self.tokens = token_sets(data, engine.model_dir)[Split.CALIBRATION]
-        fingerprint = model_fingerprint(engine.model_dir)
-        self.job = job_hash("quantize", fingerprint, self.tokens.info.sha256, settings.codebook, engine.name)
-        self.store = TensorStore(out / ".exltune" / self.job[:16])
+
+class _Run:
+    """One quantization with its token set, and its store of finished tensors, the same for further widths."""
+
+    def __init__(self, session: Session, out: Path, settings: QuantizeOptions) -> None:
+        self.session, self.engine, self.out, self.settings = session, session.engine, out, settings
+        self.tokens = session.token_sets[Split.CALIBRATION]
+        self.tensors = TENSORS.identity(
+            engine=session.engine.name,
+            model_sha256=session.fingerprint(),
+            tokens_sha256=self.tokens.info.sha256,
+            options=replace(settings, widths=(), head_bits=()),
+        )
+        self.store = TensorStore(out / ".exltune" / self.tensors[:16])
+
+    def job(self, bits: float) -> str:
+        """The identity of the base quant at a width."""
+        return QUANT.identity(tensors=self.tensors, bits=bits, head_bits=self.settings.head_of(bits))
 
     @property
     def inventory(self) -> Inventory:
@@ -166,7 +167,7 @@ class _Run:
         if not directory.exists() or not any(directory.iterdir()):
             return False
         try:
-            done = read_record(directory / RECORD, QuantRecord).job == self.job
+            done = read_record(directory / RECORD, QuantRecord).job == self.job(bits)
         except (DataError, CorruptFileError):
             done = False
         if not done:
@@ -219,7 +220,7 @@ class _Run:
             shutil.rmtree(work_dir)
 
     def _work_dir(self, bits: float) -> Path:
-        return self.out / ".exltune" / f"{self.job[:16]}-{self.settings.directory(bits)}"
+        return self.out / ".exltune" / f"{self.tensors[:16]}-{self.settings.directory(bits)}"
 
     def _check_weights(self, reporter: Reporter) -> None:
         with reporter.stage("Checking weights") as progress:
@@ -258,7 +259,7 @@ class _Run:
             bits=bits,
             head_bits=self.settings.head_of(bits),
             codebook=self.settings.codebook,
-            job=self.job,
+            job=self.job(bits),
             rare_experts=tuple(sorted({key.rpartition(".")[0] for key, note in notes.items() if note.rare})),
             tensors={
                 key: TensorErrors(proxy_err=note.stats.proxy_err, rfn=note.stats.rfn, feedback=note.stats.feedback)
@@ -268,4 +269,4 @@ class _Run:
         )
 
     def _provenance(self) -> Provenance:
-        return provenance(self.engine.model_dir, self.engine.name, self.tokens, self.data)
+        return self.session.provenance(Split.CALIBRATION)

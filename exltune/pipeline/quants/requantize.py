@@ -9,56 +9,43 @@ from pathlib import Path
 from exltune.budget import directory_size
 from exltune.build import assemble_quant, resolve_recipe
 from exltune.build.assemble import half_weight
-from exltune.corpora import TokenSet
-from exltune.engines.base import AUTO, Converter, ConvertJob, Engine, Progress, Resources, open_engine
+from exltune.corpora.dealing import ids
+from exltune.engines.base import Converter, ConvertJob, Progress
 from exltune.errors import UsageError
 from exltune.exl3.codebooks import Codebook, check_bits
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import QUANTIZATION_CONFIG, PendingTensor
-from exltune.inventory import load_unquantized, model_fingerprint
-from exltune.pipeline.common.jobs import job_hash
-from exltune.pipeline.common.reporter import Reporter, Silent
+from exltune.inventory import load_unquantized
+from exltune.pipeline.common.session import Session
 from exltune.pipeline.quants.build import check_planned
-from exltune.pipeline.quants.quantize import DEFAULT_HEAD_BITS
-from exltune.pipeline.texts.token_sets import ids, token_sets
 from exltune.quantize import TensorJob, check_weights, quantize_tensors
-from exltune.schema.mix import MixSize
+from exltune.schema.defaults import DEFAULT_HEAD_BITS
+from exltune.schema.mix import UNQUANTIZED_BITS, MixSize
 from exltune.schema.recipe import Recipe
-from exltune.schema.tokens import DataOptions, Split
+from exltune.schema.tokens import Split
 from exltune.store.files import new_directory
 from exltune.store.names import RECIPE
-from exltune.store.records import read_recipe, write_recipe
+from exltune.store.records import write_recipe
+from exltune.store.stages import REQUANTIZE
 from exltune.store.tensors import TensorStore
-
-_UNQUANTIZED = 16
 
 
 def requantize(
-    recipe_file: Path,
-    model: Path,
-    out: Path,
-    data: DataOptions,
-    *,
-    codebook: Codebook = "mul1",
-    engine: str = AUTO,
-    devices: tuple[int, ...] = (),
-    force: bool = False,
-    reporter: Reporter | None = None,
+    session: Session, recipe: Recipe, out: Path, *, codebook: Codebook = "mul1", force: bool = False
 ) -> MixSize:
     """Write the EXL3 model of a recipe to `out`; a run that was killed is taken up again.
 
     Raises: RecipeError, UsageError for bits that the codebook lacks or a recipe of another model, OutputExistsError,
     QuantMismatchError where the bytes are not those of the plan, and what the engine raises.
     """
-    reporter = reporter or Silent()
-    recipe = read_recipe(recipe_file)
-    load_unquantized(model)
-    opened = open_engine(engine, model, resources=Resources(devices))
-    run = _Run(opened, recipe, codebook, token_sets(data, model)[Split.CALIBRATION], out)
-    run.check(recipe_file)
+    reporter = session.reporter
+    load_unquantized(session.model)
+    opened = session.engine
+    run = _Run(session, recipe, codebook, out)
+    run.check()
     with reporter.stage("Checking weights") as progress:
-        check_weights(TensorFiles(model), opened.inventory, progress)
+        check_weights(TensorFiles(session.model), opened.inventory, progress)
     with (
         new_directory(out, force=force, replaces=QUANTIZATION_CONFIG) as partial,
         reporter.stage("Quantizing") as progress,
@@ -77,23 +64,29 @@ def requantize(
 class _Run:
     """A recipe resolved for a model, its calibration rows, and the folder of what is done."""
 
-    def __init__(self, engine: Engine, recipe: Recipe, codebook: Codebook, tokens: TokenSet, out: Path) -> None:
-        self.engine, self.recipe, self.codebook, self.tokens = engine, recipe, codebook, tokens
-        self.bits = resolve_recipe(recipe, engine.inventory)
+    def __init__(self, session: Session, recipe: Recipe, codebook: Codebook, out: Path) -> None:
+        self.session, self.recipe, self.codebook = session, recipe, codebook
+        self.engine, self.tokens = session.engine, session.token_sets[Split.CALIBRATION]
+        self.bits = resolve_recipe(recipe, self.engine.inventory)
         self.head_bits = recipe.head_bits or DEFAULT_HEAD_BITS
-        fingerprint = model_fingerprint(engine.model_dir)
-        parts = ("requantize", fingerprint, tokens.info.sha256, codebook, engine.name, self.bits, self.head_bits)
-        self.work_dir = out.resolve().with_name(f".{out.name}.{job_hash(*parts)[:16]}")
+        job = REQUANTIZE.identity(
+            engine=session.engine.name,
+            model_sha256=session.fingerprint(),
+            tokens_sha256=self.tokens.info.sha256,
+            codebook=codebook,
+            bits=self.bits,
+            head_bits=self.head_bits,
+        )
+        self.work_dir = out.resolve().with_name(f".{out.name}.{job[:16]}")
 
-    def check(self, where: Path) -> None:
+    def check(self) -> None:
         """Raises: UsageError for bits that do not exist, or another model than the recipe's."""
-        for width in {*self.bits.values(), self.head_bits} - {_UNQUANTIZED}:
+        for width in {*self.bits.values(), self.head_bits} - {UNQUANTIZED_BITS}:
             check_bits(width, self.codebook)
         made_for = self.recipe.exltune.provenance.weights_sha256 if self.recipe.exltune is not None else None
-        if made_for not in (None, model_fingerprint(self.engine.model_dir)):
+        if made_for not in (None, self.session.fingerprint()):
             raise UsageError(
                 f"the recipe was made for another model than {self.engine.model_dir}",
-                where=str(where),
                 fix="Give the model that was measured",
             )
 
@@ -112,7 +105,7 @@ class _Run:
         """Quantize linear by linear what the store does not hold yet, and write the directory."""
         files, store = TensorFiles(self.engine.model_dir), TensorStore(self.work_dir)
         bits = self.bits | dict.fromkeys(self.engine.inventory.head.tensors, self.head_bits)
-        todo = [TensorJob(key, width) for key, width in bits.items() if width != _UNQUANTIZED]
+        todo = [TensorJob(key, width) for key, width in bits.items() if width != UNQUANTIZED_BITS]
         todo = [job for job in todo if job not in store]
         if todo:
             with closing(quantize_tensors(self.engine, ids(self.tokens), todo, self.codebook, progress)) as tensors:
@@ -121,7 +114,7 @@ class _Run:
         specs = {spec.key: spec for spec in self.engine.inventory.linears}
 
         def linear(key: str) -> list[PendingTensor]:
-            if bits[key] == _UNQUANTIZED:
+            if bits[key] == UNQUANTIZED_BITS:
                 return half_weight(files, key, f"{key}.weight", specs[key].bias)
             return store.pending(key, bits[key])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,12 @@ from exltune.corpora import ModelTokenizer
 from exltune.corpora.prompts import read_prompts
 from exltune.engines.sampling import LocalSampler, Sampler, Task
 from exltune.errors import UsageError
+from exltune.inventory import model_fingerprint
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.texts.answers_file import AnswersFile
 from exltune.schema.generate import GenerateOptions, GenerateResult
 from exltune.store.files import locked, refuse_existing_file
-from exltune.store.records import canonical
+from exltune.store.stages import ASK, GENERATE
 
 if TYPE_CHECKING:
     from exltune.publish.openai_client import Endpoint
@@ -88,8 +88,16 @@ def _run(sampler: Sampler, tasks: list[Task], kept: AnswersFile, reporter: Repor
 def _job(
     tokenizer: ModelTokenizer, tasks: list[Task], settings: GenerateOptions, endpoint: Endpoint | None, batch: int
 ) -> str:
-    """What the answers depend on; whoever serves the model is trusted to serve the same one."""
-    served = ["here", str(tokenizer.model_dir.resolve()), batch] if endpoint is None else ["there", endpoint.model]
-    prompts = [[task.key, task.prompt.row()] for task in tasks]
-    parts = [tokenizer.sha256, settings.model_dump(mode="json"), served, prompts]
-    return hashlib.sha256(canonical(parts).encode()).hexdigest()
+    """What the answers depend on."""
+    asked = [(task.key, task.prompt.row()) for task in tasks]
+    if endpoint is not None:
+        return ASK.identity(
+            tokenizer_sha256=tokenizer.sha256, prompts=asked, options=settings, served_model=endpoint.model
+        )
+    return GENERATE.identity(
+        tokenizer_sha256=tokenizer.sha256,
+        prompts=asked,
+        options=settings,
+        model_sha256=model_fingerprint(tokenizer.model_dir),
+        batch=batch,
+    )

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from exltune.corpora import ModelTokenizer, Sample, TokenSet
+from exltune.corpora.dealing import dealt, domain_weights, ids, read_samples, token_sets
 from exltune.corpora.packed import packed_bytes
 from exltune.engines.base import AUTO, MIN_EXPERT_TOKENS, LayerCapture, open_engine
 from exltune.inventory import load_inventory
 from exltune.pipeline.common.reporter import Reporter, Silent
-from exltune.pipeline.texts.token_sets import dealt, domain_weights, ids, read_samples, token_sets
 from exltune.schema.inventory import Inventory, LinearSpec, Role
 from exltune.schema.tokens import (
     SPLIT_SHARES,

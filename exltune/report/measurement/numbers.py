@@ -107,11 +107,8 @@ def _groups(measurement: Measurement) -> tuple[ReportGroup, ...]:
 def _group(unit: MeasuredGroup, base: str, law: Mapping[float, float] | None) -> ReportGroup:
     """law: KL by bits."""
     return ReportGroup(
-        id=unit.id,
+        **unit.as_fields,
         row=_row(unit),
-        role=str(unit.role),
-        layer=unit.layer,
-        numel=unit.numel,
         law_klds=dict(law or {}),
         probes=tuple(
             _probe(probe, unit, base, law or {}) for probe in sorted(_telling(unit), key=lambda probe: probe.bits)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
-from exltune.errors import OutputExistsError, QuantMismatchError
+from exltune.errors import OutputExistsError, QuantMismatchError, UsageError
 from exltune.report.measurement.numbers import report_of
-from exltune.report.measurement.page import report_page
 from exltune.report.measurement.pictures import PICTURES, drawn
 from exltune.schema.measurement import Measurement
 from exltune.schema.recipe import Recipe
@@ -21,9 +21,12 @@ def report(
     """Write what a measurement says to one HTML file, and as PNGs to the folder `pictures`.
 
     recipe: whose search scored further mixes. force replaces files that are there.
-    Raises: DataError for what is no measurement, RecipeError, QuantMismatchError for a recipe of another model,
-    OutputExistsError.
+    Raises: UsageError without plotly, DataError for what is no measurement, RecipeError, QuantMismatchError for a
+    recipe of another model, OutputExistsError.
     """
+    _check_plotly()
+    from exltune.report.measurement.page import report_page
+
     if pictures is not None and pictures.is_file():
         raise OutputExistsError("it is a file, and pictures go into a folder", where=str(pictures), fix="Name a folder")
     names = {} if pictures is None else {name: pictures / name for name in PICTURES}
@@ -42,6 +45,16 @@ def report(
         pictures=tuple(str(path) for path in images),
         content=content,
     )
+
+
+def _check_plotly() -> None:
+    """Before anything is read. Raises: UsageError where the extra is not installed."""
+    try:
+        import_module("plotly")
+    except ImportError as error:
+        raise UsageError(
+            "the report's page needs plotly, which is not installed", fix="pip install 'exltune[report]'"
+        ) from error
 
 
 def _recipe(path: Path, measurement: Measurement) -> Recipe:

@@ -115,11 +115,11 @@ def _best_sum(problem: SearchProblem, name: str, table: CostTable) -> Candidate:
         ]
     chosen = solve_knapsack(items, problem.groups_budget_bytes)
     bits = {member: float(chosen[unit.id]) for unit in table.units for member in unit.members}
-    return problem.candidate(name, bits).model_copy(update={"predicted_kld_nats": table.predict(bits)})
+    return problem.candidate(name, bits).model_copy(update={"predicted_kld": table.predict(bits)})
 
 
 def _with_prediction(baseline: Candidate, table: CostTable | None) -> Candidate:
-    if table is None or baseline.predicted_kld_nats is not None:
+    if table is None or baseline.predicted_kld is not None:
         return baseline
-    bits = {member: float(baseline.mix.choices[member]) for unit in table.units for member in unit.members}
-    return baseline.model_copy(update={"predicted_kld_nats": table.predict(bits)})
+    bits = {member: float(baseline.choices[member]) for unit in table.units for member in unit.members}
+    return baseline.model_copy(update={"predicted_kld": table.predict(bits)})

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from exltune.budget import SizeModel
 from exltune.errors import BudgetError
 from exltune.exl3.codebooks import HALF_BITS, INTEGER_BITS
 from exltune.inventory import architecture
+from exltune.schema.candidate import Candidate
 from exltune.schema.inventory import Group, Inventory, Role
-from exltune.schema.mix import MixSize
+from exltune.schema.mix import Choice, choice_of_bits
 
 _WHOLE_RATES: tuple[float, ...] = tuple(float(bits) for bits in INTEGER_BITS)
 _HALF_RATES: tuple[float, ...] = tuple(sorted((*_WHOLE_RATES, *HALF_BITS)))
@@ -63,18 +64,6 @@ class _Bundle:
     hq_bits: int
 
 
-@dataclass(frozen=True)
-class StrategyQuant:
-    """A quant of exllamav3's strategy: bits of every group and of the head, its size, and how far it overshoots.
-
-    excess: bytes beyond the ones asked for, as a share of those.
-    """
-
-    bits: dict[str, float]
-    size: MixSize
-    excess: float
-
-
 def exllamav3_strategy(
     inventory: Inventory,
     bpw: float,
@@ -110,10 +99,11 @@ def strategy_within(
 
 
 def smallest_strategy_at_least(
-    sizes: SizeModel, size_bytes: int, widths: Sequence[float], head_bits: float
-) -> StrategyQuant:
+    sizes: SizeModel, size_bytes: int, widths: Sequence[float], head_bits: float, head_choice: Choice
+) -> Candidate:
     """The strategy's smallest quant with at least `size_bytes` (all linears and head, as MixSize counts).
 
+    head_choice: the base quant whose head has head_bits.
     Raises: BudgetError when even the largest has fewer.
     """
     ladder, head = _Ladder(sizes.inventory, tuple(sorted(widths))), sizes.inventory.head.id
@@ -124,15 +114,17 @@ def smallest_strategy_at_least(
         )
     full = ladder.numel * ladder.rates[-1]
     needed = math.ceil(full) - 8 * (top.size_bytes - size_bytes)
-    best = StrategyQuant(dict.fromkeys(ladder.groups, ladder.rates[-1]) | {head: head_bits}, top, 0.0)
+    best, best_size = dict.fromkeys(ladder.groups, ladder.rates[-1]), top
     for limit, bits in ladder.quants(needed, math.ceil(full)):
         size = sizes.mix_size(bits | {head: head_bits})
-        if size_bytes <= size.size_bytes < best.size.size_bytes:
-            best = StrategyQuant(bits | {head: head_bits}, size, 0.0)
+        if size_bytes <= size.size_bytes < best_size.size_bytes:
+            best, best_size = bits, size
         # A quant leaves less than the largest step of its limit unused: none beyond this limit is smaller.
-        if limit >= full - 8 * (top.size_bytes - best.size.size_bytes) + ladder.largest_step:
+        if limit >= full - 8 * (top.size_bytes - best_size.size_bytes) + ladder.largest_step:
             break
-    return replace(best, excess=best.size.size_bytes / size_bytes - 1)
+    choices = {group: choice_of_bits(bits) for group, bits in best.items()} | {head: head_choice}
+    name = f"uniform {best_size.bpw:.2f}"
+    return Candidate(name=name, choices=choices, size_bytes=best_size.size_bytes, bpw=best_size.bpw)
 
 
 class _Ladder:

@@ -11,7 +11,7 @@ from exltune.schema.inventory import Role
 from exltune.schema.measurement import MeasuredGroup, Measurement
 from exltune.schema.mix import REFERENCE, Choice
 from exltune.search.law.surrogate import Surrogate
-from exltune.search.problem.problem import Unit, UnitOption
+from exltune.search.problem.problem import SearchUnit, UnitOption
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class MeasuredUnits:
     measurement: Measurement
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
+    def units(self) -> tuple[SearchUnit, ...]:
         """Groups in forward order, then the head where it was swapped."""
         detail = self.measurement.exltune
         widths = _choices(detail.groups)
@@ -72,6 +72,6 @@ def _choices(groups: list[MeasuredGroup] | tuple[MeasuredGroup, ...]) -> dict[Ch
     return dict(sorted(found.items(), key=lambda entry: entry[1]))
 
 
-def _unit(group: MeasuredGroup, widths: Mapping[Choice, float]) -> Unit:
-    options = tuple(UnitOption(bits, choice, 0) for choice, bits in widths.items())
-    return Unit(group.id, group.members, str(group.role), group.layer, group.numel, options)
+def _unit(group: MeasuredGroup, widths: Mapping[Choice, float]) -> SearchUnit:
+    options = tuple(UnitOption(bits=bits, choice=choice, size_bytes=0) for choice, bits in widths.items())
+    return SearchUnit(**group.as_fields, options=options)

@@ -24,7 +24,7 @@ from exltune.schema.inventory import Role
 from exltune.schema.measurement import MeasuredGroup, Measurement, Probe
 from exltune.schema.mix import CACHE_K, CACHE_V, Choice
 from exltune.search.law.costs import nmse
-from exltune.search.problem.problem import Unit
+from exltune.search.problem.problem import SearchUnit
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -57,7 +57,7 @@ class Units(Protocol):
     """
 
     @property
-    def units(self) -> tuple[Unit, ...]: ...
+    def units(self) -> tuple[SearchUnit, ...]: ...
     @property
     def group_ids(self) -> tuple[str, ...]: ...
     @property
@@ -277,7 +277,7 @@ class Surrogate:
         return slopes
 
 
-def log_error(unit: Unit) -> Floats:
+def log_error(unit: SearchUnit) -> Floats:
     """(options,) log of the relative error r of every option: the codec's, or the cache's that halves with each bit."""
     bits = np.array([option.bits for option in unit.options])
     if unit.role in (CACHE_K, CACHE_V):

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from exltune.schema.mix import MixKey, mix_key
 from exltune.schema.search import ScoredMix
-from exltune.search.loop.history import History, MixKey, mix_key
+from exltune.search.loop.history import History
 
 Floats = npt.NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from exltune.search.law.surrogate import Surrogate, uniform_mixes
 from exltune.search.loop.history import History
 from exltune.search.loop.ledger import Ledger
 from exltune.search.loop.samplers import Knobs
-from exltune.search.loop.sources import SOURCES, Assignment, Bench, Idea
+from exltune.search.loop.sources import SOURCES, Assignment, Bench, Proposal, propose
 from exltune.search.problem.problem import SearchProblem
 from exltune.search.solve.exact import solve
 
@@ -37,32 +37,23 @@ class SearchOptions:
     refit: bool = True
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A mix to score; log_kld: what the law predicts for it."""
-
-    idea: Idea
-    choices: dict[str, str]
-    size_bytes: int
-    log_kld: float
-
-
 class Search:
     """One search over problems that share their units and differ in budget.
 
     rows: of the search set. Mixes are scored on its first half; the better half of a round goes on to the rest, which
-    are fresh rows to whatever proposed it. The caller scores and adds to the history, shared with other workers.
+    are fresh rows to whatever proposed it. The caller scores and adds to the history. The same scores lead to the same
+    mixes, so that a search that was killed runs again to where it was, as long as its scores were kept.
     """
 
     def __init__(
         self,
         problems: Sequence[SearchProblem],
-        settings: SearchOptions,
+        options: SearchOptions,
         rows: int,
         history: History,
         knobs: Knobs | None = None,
     ) -> None:
-        self.problems, self.settings, self.knobs = tuple(problems), settings, knobs
+        self.problems, self.options, self.knobs = tuple(problems), options, knobs
         self.ledger = Ledger(history, rows)
         self.surrogate = Surrogate(self.problems[0])
         self.incumbent = [self._optimum(problem) for problem in self.problems]
@@ -71,22 +62,21 @@ class Search:
 
     def first(self) -> list[Proposal]:
         """The law's first optima: they have to be scored on all rows before anything is compared with them."""
-        ideas = (Idea("exact", number, assignment) for number, assignment in enumerate(self.incumbent))
-        return self._new(ideas, self.ledger.rows)[: max(math.floor(self._passes_left()), 0)]
+        return self._exact(self.incumbent, self.ledger.rows)[: max(math.floor(self._passes_left()), 0)]
 
     def propose(self) -> list[Proposal]:
         """New mixes for the first rung; none when the passes are spent or nothing new is to be found."""
         self._catch_up()
-        count = self.settings.batch
+        count = self.options.batch
         while count and self._most_passes(count) > self._passes_left():
             count -= 1
         if not count:
             return []
         optima = [self._optimum(problem) for problem in self.problems]
-        found = self._new((Idea("exact", number, assignment) for number, assignment in enumerate(optima)), 1)[:count]
-        rng = np.random.default_rng([self.settings.seed, self._begun, len(self.rounds)])
+        found = self._exact(optima, 1)[:count]
+        rng = np.random.default_rng([self.options.seed, self._begun, len(self.rounds)])
         bench = Bench(self.surrogate, self.problems, self.incumbent, optima, rng, count, self.knobs)
-        return found + self._in_turn([SOURCES[name](bench) for name in self.settings.sources], found, count)
+        return found + self._in_turn([SOURCES[name](bench) for name in self.options.sources], found, count)
 
     def survivors(self, proposals: Sequence[Proposal]) -> list[Proposal]:
         """Of the mixes scored on the first rung the better half of every size, and always the law's optima."""
@@ -95,11 +85,11 @@ class Search:
             scored = [
                 (kld, index, one)
                 for index, one in enumerate(proposals)
-                if one.idea.problem == number and (kld := self.ledger.first_rung(one.choices)) is not None
+                if one.problem == number and (kld := self.ledger.first_rung(one.candidate.choices)) is not None
             ]
             ranked = sorted(scored)
             better = ranked[: math.ceil(len(ranked) / 2)]
-            kept += [one for place in ranked if (one := place[2]).idea.source == "exact" or place in better]
+            kept += [one for place in ranked if (one := place[2]).source == "exact" or place in better]
         return kept
 
     def conclude(self, proposals: Sequence[Proposal]) -> Round:
@@ -108,13 +98,13 @@ class Search:
             self._tell(one)
         for number in range(len(self.problems)):
             self._accept(number)
-        pairs = [(one.log_kld, math.log(kld)) for one in proposals if (kld := self.ledger.kld(one.choices))]
+        pairs = [(one.log_kld, math.log(kld)) for one in proposals if (kld := self.ledger.kld(one.candidate.choices))]
         predicted, measured = np.array(pairs).reshape(-1, 2).T
         varied = len(pairs) > 2 and np.ptp(predicted) > 0 and np.ptp(measured) > 0
         done = Round(
             number=len(self.rounds) + 1,
             passes=self.ledger.passes,
-            sources=dict(Counter(one.idea.source for one in proposals)),
+            sources=dict(Counter(one.source for one in proposals)),
             rank_correlation=float(spearmanr(predicted, measured).statistic) if varied else None,
             log_error=float(np.std(predicted - measured)) if len(pairs) > 1 else None,
             incumbent_kld=tuple(self._incumbent_kld(number) for number in range(len(self.problems))),
@@ -134,9 +124,9 @@ class Search:
         distinct = {assignment: name for name, assignment in reversed(found.items())}
         return {name: assignment for assignment, name in distinct.items()}
 
-    def _in_turn(self, sources: list[Iterator[Idea]], found: Sequence[Proposal], count: int) -> list[Proposal]:
+    def _in_turn(self, sources: list[Iterator[Proposal]], found: Sequence[Proposal], count: int) -> list[Proposal]:
         """New proposals of all sources in turn, until there are `count` with those already found."""
-        assignment = {one.idea.assignment for one in found}
+        assignment = {one.assignment for one in found}
         fresh: list[Proposal] = []
         while sources and len(found) + len(fresh) < count:
             for source in list(sources):
@@ -145,40 +135,33 @@ class Search:
                     sources.remove(source)
                     continue
                 fresh.append(proposal)
-                assignment.add(proposal.idea.assignment)
+                assignment.add(proposal.assignment)
                 if len(found) + len(fresh) >= count:
                     break
         return fresh
 
-    def _next_new(self, source: Iterator[Idea], assignment: set[Assignment]) -> Proposal | None:
+    def _next_new(self, source: Iterator[Proposal], assignment: set[Assignment]) -> Proposal | None:
         """The source's next mix that nobody has scored or proposed; None when it runs dry."""
-        for idea in source:
-            proposal = self._proposal(idea)
-            new = idea.assignment not in assignment and not self.ledger.known(proposal.choices)
-            if new and self.problems[idea.problem].within(idea.assignment):
+        for proposal in source:
+            new = proposal.assignment not in assignment and not self.ledger.known(proposal.candidate.choices)
+            if new and self.problems[proposal.problem].within(proposal.assignment):
                 return proposal
             self._tell(proposal)
         return None
 
-    def _new(self, ideas: Iterator[Idea], rows: int) -> list[Proposal]:
-        """Those that were not scored on so many rows yet, each once."""
-        found = {idea.assignment: self._proposal(idea) for idea in ideas}
-        return [one for one in found.values() if not self.ledger.known(one.choices, rows)]
-
-    def _proposal(self, idea: Idea) -> Proposal:
-        candidate = self.problems[idea.problem].candidate_of(idea.source, idea.assignment)
-        size_bytes = self.problems[idea.problem].bytes_of(idea.assignment)
-        return Proposal(
-            idea, dict(candidate.mix.choices), size_bytes, float(self.surrogate.predict([idea.assignment])[0])
-        )
+    def _exact(self, optima: Sequence[Assignment], rows: int) -> list[Proposal]:
+        """The law's optima that were not scored on so many rows yet, each once."""
+        made = (propose(self.problems, self.surrogate, "exact", number, best) for number, best in enumerate(optima))
+        found = {one.assignment: one for one in made}
+        return [one for one in found.values() if not self.ledger.known(one.candidate.choices, rows)]
 
     def _tell(self, one: Proposal) -> None:
         """Tell the knobs what their setting's mix scored, if it was scored."""
-        if one.idea.trial is not None and self.knobs is not None:
-            self.knobs.tell(one.idea.trial, self.ledger.kld(one.choices), one.size_bytes)
+        if one.trial is not None and self.knobs is not None:
+            self.knobs.tell(one.trial, self.ledger.kld(one.candidate.choices), one.size_bytes)
 
     def _passes_left(self) -> float:
-        return self.settings.passes - self.ledger.passes + 1e-9
+        return self.options.passes - self.ledger.passes + 1e-9
 
     def _most_passes(self, count: int) -> float:
         """The most that a round of so many proposals costs: at every size the better half goes on, and an optimum."""
@@ -187,11 +170,10 @@ class Search:
         return (count * half + going_on * (rows - half)) / rows
 
     def _catch_up(self) -> None:
-        """Take in what other workers and earlier runs have scored."""
-        self.ledger.history.refresh()
+        """Move to better mixes and learn from all that were scored since."""
         for number in range(len(self.problems)):
             self._accept(number)
-        if self.settings.refit:
+        if self.options.refit:
             self._learn()
 
     def _accept(self, number: int) -> None:
@@ -226,7 +208,7 @@ class Search:
         return self.ledger.kld(self._choices(number, self.incumbent[number]))
 
     def _choices(self, number: int, assignment: Assignment) -> dict[str, str]:
-        return dict(self.problems[number].candidate_of("", assignment).mix.choices)
+        return dict(self.problems[number].candidate_of("", assignment).choices)
 
     def _optimum(self, problem: SearchProblem) -> Assignment:
         assignment = solve(problem, self.surrogate.energies())

@@ -21,8 +21,8 @@ def distinct_candidates(
 ) -> list[Candidate]:
     """Baselines and the search's finalists, each mix once, a baseline's name before a finalist's."""
     offered = [*baselines, *(problem.candidate_of(name, assignment) for name, assignment in finalists.items())]
-    distinct = {tuple(sorted(candidate.mix.choices.items())): candidate for candidate in reversed(offered)}
-    return [candidate for candidate in offered if distinct[tuple(sorted(candidate.mix.choices.items()))] is candidate]
+    distinct = {tuple(sorted(candidate.choices.items())): candidate for candidate in reversed(offered)}
+    return [candidate for candidate in offered if distinct[tuple(sorted(candidate.choices.items()))] is candidate]
 
 
 def standings(
@@ -56,22 +56,18 @@ def _order(row: Standing) -> tuple[bool, float, int]:
 def _standing(
     problem: SearchProblem, candidate: Candidate, surrogate: Surrogate, history: History | None, selection: Score | None
 ) -> Standing:
-    assignment = problem.assignment_of(candidate.mix.choices)
+    assignment = problem.assignment_of(candidate.choices)
     predicted = None if assignment is None else float(np.exp(surrogate.predict([assignment])[0]))
-    known = history.get(candidate.mix.choices) if history is not None else None
+    known = history.get(candidate.choices) if history is not None else None
     search = mean_and_se(known.kld_rows, 1) if known is not None else None
     fresh = mean_and_se(selection.kl_ref_mix, selection.positions) if selection is not None else None
     return Standing(
-        name=candidate.name,
-        choices=candidate.mix.choices,
-        size_bytes=candidate.size.size_bytes,
-        bpw=candidate.size.bpw,
-        predicted_kld=predicted,
+        **candidate.model_copy(update={"predicted_kld": predicted}).model_dump(),
         search_kld=search.mean if search else None,
         search_kld_se=search.se if search else None,
         selection_kld=fresh.mean if fresh else None,
         selection_kld_se=fresh.se if fresh else None,
-        eligible=candidate.meets_floors and (problem.fits is None or problem.fits(candidate.mix.choices)),
+        eligible=candidate.meets_floors and (problem.fits is None or problem.fits(candidate.choices)),
     )
 
 

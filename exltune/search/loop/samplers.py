@@ -48,7 +48,7 @@ def rule_bits(problem: SearchProblem, rules: Iterable[Heuristics]) -> dict[str, 
     found = {}
     for one in rules:
         bits = rules_mix(problem, one)
-        default = problem.candidate("", bits).mix.choices
+        default = problem.candidate("", bits).choices
         found[one.name] = [
             fmean(bits[member] for member in unit.members)
             if unit.members[0] in bits

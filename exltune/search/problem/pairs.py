@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from exltune.budget import SizeModel
 from exltune.inventory import groups_at_level
-from exltune.schema.inventory import Inventory, LinearSpec, Part
+from exltune.schema.inventory import Inventory, LinearSpec, Unit
 from exltune.schema.measurement import MeasuredGroup, Measurement, Probe
 
 #: With the codebook mul1, what is at least so wide and has fewer bits is faster apart (the bits: 7 on some cards).
@@ -28,11 +28,11 @@ def kept_whole(measurement: Measurement, inventory: Inventory) -> Measurement:
     return measurement.model_copy(update={"exltune": measurement.exltune.model_copy(update={"groups": groups})})
 
 
-def _joined(pair: Part, units: Sequence[MeasuredGroup]) -> MeasuredGroup:
+def _joined(pair: Unit, units: Sequence[MeasuredGroup]) -> MeasuredGroup:
     by_choice = [{probe.choice: probe for probe in unit.probes} for unit in units]
     shared = [choice for choice in by_choice[0] if all(choice in probes for probes in by_choice)]
     probes = tuple(_added([probes[choice] for probes in by_choice]) for choice in shared)
-    return MeasuredGroup(**pair.model_dump(), probes=probes)
+    return MeasuredGroup(**pair.as_fields, probes=probes)
 
 
 def _added(probes: Sequence[Probe]) -> Probe:

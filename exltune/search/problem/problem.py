@@ -10,15 +10,16 @@ from itertools import pairwise
 from exltune.budget import SizeModel
 from exltune.errors import BudgetError, UsageError
 from exltune.exl3.codebooks import Codebook
+from exltune.inventory import cache_half
+from exltune.schema.base import Record
 from exltune.schema.candidate import Candidate
-from exltune.schema.inventory import Inventory, Role
-from exltune.schema.measurement import MeasuredGroup, Measurement
-from exltune.schema.mix import Choice, Mix, choice_of_bits
+from exltune.schema.inventory import Inventory, Role, Unit
+from exltune.schema.measurement import Measurement
+from exltune.schema.mix import Choice, choice_of_bits
 from exltune.search.problem.pairs import kept_whole
 
 
-@dataclass(frozen=True)
-class UnitOption:
+class UnitOption(Record):
     """One way to take a unit: its bits, the choice that a mix names, and its bytes."""
 
     bits: float
@@ -26,24 +27,10 @@ class UnitOption:
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class Unit:
-    """What takes one bit width together: a group or part of a layer, the head, or half of the KV cache.
+class SearchUnit(Unit):
+    """A unit and its options, ascending in bits."""
 
-    members: keys of a mix. options: ascending in bits.
-    """
-
-    id: str
-    members: tuple[str, ...]
-    role: str
-    layer: int | None
-    numel: int
     options: tuple[UnitOption, ...]
-
-    @property
-    def part(self) -> str:
-        """The coarser part that the role belongs to: attn, mlp, shared, experts, head, cache."""
-        return self.role.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ class SearchProblem:
     head_bits: float
     measurement: Measurement | None = None
     extras: Mapping[str, Choice] = field(default_factory=dict)
-    wider: tuple[Unit, ...] = ()
+    wider: tuple[SearchUnit, ...] = ()
     floors: Mapping[str, float] = field(default_factory=dict)
     fits: Callable[[Mapping[str, Choice]], bool] | None = None
     keep_pairs: bool = False
@@ -87,14 +74,14 @@ class SearchProblem:
         return tuple({option.choice: i for i, option in enumerate(unit.options)} for unit in self.units)
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
+    def units(self) -> tuple[SearchUnit, ...]:
         """All that the search decides: the measured groups or parts, then what is open beyond them."""
         return (*self.group_units, *self.wider)
 
     @cached_property
-    def group_units(self) -> tuple[Unit, ...]:
+    def group_units(self) -> tuple[SearchUnit, ...]:
         """The measured groups or parts, with the base quants that their floors allow."""
-        return tuple(self._unit(measured) for measured in self._measured())
+        return tuple(self._with_options(unit) for unit in self._measured())
 
     @property
     def budget_bytes(self) -> int:
@@ -116,12 +103,12 @@ class SearchProblem:
         head_bits = wider[head].bits if wider and head in wider else self.head_bits
         size = self.sizes.mix_size({**{group: bits[group] for group in self.group_ids}, head: head_bits})
         above = all(bits[group] >= least for group, least in self.floors.items())
-        return Candidate(name=name, mix=Mix(name=name, choices=choices), size=size, meets_floors=above)
+        return Candidate(name=name, choices=choices, size_bytes=size.size_bytes, bpw=size.bpw, meets_floors=above)
 
     def candidate_of(self, name: str, assignment: Sequence[int]) -> Candidate:
         """A candidate from the index of every unit's option."""
-        options = {unit: unit.options[index] for unit, index in zip(self.units, assignment, strict=True)}
-        keys = {member: option for unit, option in options.items() for member in unit.members}
+        chosen = zip(self.units, assignment, strict=True)
+        keys = {member: unit.options[index] for unit, index in chosen for member in unit.members}
         groups = set(self.group_ids)
         bits = {key: option.bits for key, option in keys.items() if key in groups}
         return self.candidate(name, bits, {key: option for key, option in keys.items() if key not in groups})
@@ -145,7 +132,7 @@ class SearchProblem:
         """Whether a choice of options keeps the budget, and fits."""
         if self.bytes_of(assignment) > self.budget_bytes:
             return False
-        return self.fits is None or self.fits(self.candidate_of("", assignment).mix.choices)
+        return self.fits is None or self.fits(self.candidate_of("", assignment).choices)
 
     def head_bits_of(self, choice: Choice) -> float:
         """Bits of the head in a base quant that an option names."""
@@ -165,35 +152,26 @@ class SearchProblem:
                 fix=f"The smallest mix that keeps them has {self.sizes.bpw_of(groups):.3f} bpw",
             )
 
-    def _default(self, unit: Unit) -> UnitOption:
+    def _default(self, unit: SearchUnit) -> UnitOption:
         """The option of a wider unit that the default head or cache is."""
         defaults = {self.inventory.head.id: self.head_choice, **self.extras}
         wanted = {defaults[member] for member in unit.members}
         return next(option for option in unit.options if {option.choice} == wanted)
 
-    def _measured(self) -> Iterable[MeasuredGroup]:
+    def _measured(self) -> Iterable[Unit]:
         if self.measurement is not None:
             return self.measurement.exltune.groups
-        return (
-            MeasuredGroup(
-                id=group.id, members=(group.id,), role=group.role, layer=group.layer, numel=group.numel, probes=()
-            )
-            for group in self.inventory.groups
-        )
+        return (group.alone for group in self.inventory.groups)
 
-    def _unit(self, measured: MeasuredGroup) -> Unit:
-        least = max(self.floors.get(member, 0.0) for member in measured.members)
-        return Unit(
-            id=measured.id,
-            members=measured.members,
-            role=str(measured.role),
-            layer=measured.layer,
-            numel=measured.numel,
+    def _with_options(self, unit: Unit) -> SearchUnit:
+        least = max(self.floors.get(member, 0.0) for member in unit.members)
+        return SearchUnit(
+            **unit.as_fields,
             options=tuple(
                 UnitOption(
                     bits=width,
                     choice=choice_of_bits(width),
-                    size_bytes=sum(self.sizes.group_bytes(member, width) for member in measured.members),
+                    size_bytes=sum(self.sizes.group_bytes(member, width) for member in unit.members),
                 )
                 for width in self.widths
                 if width >= least
@@ -211,7 +189,7 @@ def search_problem(
     head_bits: float,
     measurement: Measurement | None = None,
     extras: Mapping[str, Choice] | None = None,
-    wider: Sequence[Unit] = (),
+    wider: Sequence[SearchUnit] = (),
     floors: Mapping[str, float] | None = None,
     groups_budget_bytes: int | None = None,
     keep_pairs: bool = False,
@@ -246,23 +224,25 @@ def search_problem(
     return problem
 
 
-def head_unit(sizes: SizeModel, heads: Mapping[float, Choice]) -> Unit:
+def head_unit(sizes: SizeModel, heads: Mapping[float, Choice]) -> SearchUnit:
     """The head as a unit; heads: bits -> the base quant whose head has them."""
     head = sizes.inventory.head
     options = tuple(
         UnitOption(bits=bits, choice=choice, size_bytes=sizes.group_bytes(head.id, bits))
         for bits, choice in sorted(heads.items())
     )
-    return Unit(head.id, (head.id,), Role.HEAD.value, None, head.numel, options)
+    return SearchUnit(**head.alone.as_fields, options=options)
 
 
-def cache_unit(key: str, bytes_by_bits: Mapping[int, int]) -> Unit:
+def cache_unit(key: str, bytes_by_bits: Mapping[int, int]) -> SearchUnit:
     """Half of the KV cache as a unit; bytes_by_bits: what it takes at the asked context, by its bits."""
-    options = tuple(UnitOption(float(bits), str(bits), size) for bits, size in sorted(bytes_by_bits.items()))
+    options = tuple(
+        UnitOption(bits=bits, choice=str(bits), size_bytes=size) for bits, size in sorted(bytes_by_bits.items())
+    )
     ascending = all(low.size_bytes <= high.size_bytes for low, high in pairwise(options))
     if not ascending:
         raise UsageError(f"{key}: more bits cannot take fewer bytes")
-    return Unit(key, (key,), key, None, 0, options)
+    return SearchUnit(**cache_half(key).as_fields, options=options)
 
 
 def _check_measurement(inventory: Inventory, measurement: Measurement) -> None:

@@ -6,8 +6,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from exltune.errors import UsageError
-from exltune.schema.heuristics import UNQUANTIZED_BITS, Heuristics
+from exltune.schema.heuristics import Heuristics
 from exltune.schema.inventory import Inventory
+from exltune.schema.mix import UNQUANTIZED_BITS
 from exltune.search.rules.wishes import Bound, Wish, check_bounds, name_rule, wishes
 
 

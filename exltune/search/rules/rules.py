@@ -1,10 +1,11 @@
-"""Mixes from hand rules (heuristics/*.yaml), at any feasible budget."""
+"""Mixes from hand rules (exltune/heuristics/*.yaml), at any feasible budget."""
 
 from __future__ import annotations
 
-import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from itertools import groupby
 from pathlib import Path
 
@@ -17,35 +18,35 @@ from exltune.schema.heuristics import Heuristics
 from exltune.search.problem.problem import SearchProblem
 from exltune.search.rules.wishes import Wish, wishes
 
-#: The rules that come with exltune: beside the package in a clone, among the shared data of an installed wheel.
-_CLONE = Path(__file__).resolve().parents[3] / "heuristics"
-RULES_DIR = _CLONE if _CLONE.is_dir() else Path(sysconfig.get_path("data")) / "share" / "exltune" / "heuristics"
+#: The rules that come with exltune: data of the package, which may lie in a zip file.
+RULES_DIR: Traversable = files("exltune") / "heuristics"
 
 
-def load_rules(path: str | Path) -> Heuristics:
+def load_rules(path: str | Path | Traversable) -> Heuristics:
     """The rules of one YAML file. Raises: UsageError."""
+    file = Path(path) if isinstance(path, str) else path
     try:
-        return Heuristics.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        return Heuristics.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"the rules cannot be read ({error})", where=str(path)) from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise UsageError(f"{field}: {first['msg']}", where=str(path), fix="See heuristics/README.md") from error
+        raise UsageError(f"{field}: {first['msg']}", where=str(path), fix=f"See {RULES_DIR / 'README.md'}") from error
 
 
 def load_all_rules(
-    extra_files: Iterable[str | Path] = (), *, directory: str | Path = RULES_DIR
+    extra_files: Iterable[str | Path] = (), *, directory: Path | Traversable = RULES_DIR
 ) -> tuple[Heuristics, ...]:
     """The rules of every YAML file of a directory, by file name, then the user's own in the order given.
 
     Raises: UsageError when the directory has none, or two files have one name.
     """
-    files = sorted(Path(directory).glob("*.yaml"))
-    if not files:
+    here = [file for file in directory.iterdir() if file.name.endswith(".yaml")] if directory.is_dir() else []
+    if not here:
         raise UsageError("no rules here", where=str(directory), fix="Give a directory with *.yaml rules")
-    found: dict[str, tuple[Heuristics, str | Path]] = {}
-    for path in (*files, *extra_files):
+    found: dict[str, tuple[Heuristics, str | Path | Traversable]] = {}
+    for path in (*sorted(here, key=lambda file: file.name), *extra_files):
         rules = load_rules(path)
         if rules.name in found:
             raise UsageError(

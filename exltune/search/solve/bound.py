@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from exltune.search.problem.problem import Unit
+from exltune.search.problem.problem import SearchUnit
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,7 +21,7 @@ class EnergyBound:
     Made once for units, options ascending in bytes, and their energies; then asked for any budget.
     """
 
-    def __init__(self, units: Sequence[Unit], energies: Sequence[Floats]) -> None:
+    def __init__(self, units: Sequence[SearchUnit], energies: Sequence[Floats]) -> None:
         sizes = [np.array([option.size_bytes for option in unit.options], dtype=np.float64) for unit in units]
         slopes = np.concatenate([-np.diff(z) / np.diff(size) for z, size in zip(energies, sizes, strict=True)])
         falling = slopes[slopes > 0]

@@ -12,10 +12,11 @@ from exltune.budget import Limits, ModelProfile, cache_bytes, fit_mix, mix_weigh
 from exltune.budget.placement.demand import workload
 from exltune.budget.plan.limits import option_of
 from exltune.errors import BudgetError, UsageError
-from exltune.schema.hardware import FP16_BITS, FP16_CACHE, CacheBits, Hardware, Overheads, Use
+from exltune.schema.candidate import Candidate
+from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Overheads, Use
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import MeasuredGroup, Measurement
-from exltune.schema.mix import CACHE_K, CACHE_V, Choice, MixSize
+from exltune.schema.mix import CACHE_K, CACHE_V, UNQUANTIZED_BITS, Choice
 from exltune.schema.plan import Limit
 from exltune.search.law.surrogate import EXACT, Floats, Surrogate
 from exltune.search.problem.problem import SearchProblem, cache_unit, head_unit, search_problem
@@ -43,10 +44,9 @@ class Optimum:
     predicted_kld: KL(reference‖mix), nats/token. budget: what its weights were limited by.
     """
 
+    candidate: Candidate
     cache: CacheBits
     assignment: tuple[int, ...]
-    choices: Mapping[str, Choice]
-    size: MixSize
     head_bits: float
     predicted_kld: float
     budget: GroupsBudget
@@ -137,16 +137,16 @@ class Joint:
         problem, best = self._solve(limits, use, budget)
         assignment = self._with_cache(best, use.cache)
         candidate = problem.candidate_of("", best)
-        choices = {key: choice for key, choice in candidate.mix.choices.items() if key not in (CACHE_K, CACHE_V)}
+        choices = {key: choice for key, choice in candidate.choices.items() if key not in (CACHE_K, CACHE_V)}
         if use.cache.quantized:
             choices |= {CACHE_K: str(use.cache.k), CACHE_V: str(use.cache.v)}
+        predicted = float(np.exp(self.law.predict([assignment])[0]))
         return Optimum(
+            candidate=candidate.model_copy(update={"choices": choices, "predicted_kld": predicted}),
             cache=use.cache,
             assignment=assignment,
-            choices=choices,
-            size=candidate.size,
             head_bits=problem.head_bits_of(choices[problem.inventory.head.id]),
-            predicted_kld=float(np.exp(self.law.predict([assignment])[0])),
+            predicted_kld=predicted,
             budget=budget,
         )
 
@@ -244,7 +244,7 @@ def fits_limits(
     """Whether a mix keeps limits, layer by layer, beside the given cache or its own."""
 
     def fits(choices: Mapping[str, Choice]) -> bool:
-        k, v = (int(choices.get(key, FP16_BITS)) for key in (CACHE_K, CACHE_V))
+        k, v = (int(choices.get(key, UNQUANTIZED_BITS)) for key in (CACHE_K, CACHE_V))
         used = use.model_copy(update={"cache": cache or CacheBits(k=k, v=v)})
         bits = {group: float(choices[group]) for group in problem.group_ids}
         head_bits = problem.head_bits_of(choices[problem.inventory.head.id])

@@ -16,7 +16,7 @@ from exltune.schema.measurement import MeasuredGroup, Measurement
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Choice
 from exltune.schema.search import Budget
 from exltune.search.law.surrogate import Surrogate
-from exltune.search.problem.problem import SearchProblem, Unit, cache_unit, head_unit, search_problem
+from exltune.search.problem.problem import SearchProblem, SearchUnit, cache_unit, head_unit, search_problem
 from exltune.search.rules.floors import floors
 from exltune.search.space.joint import Joint, checked_head, fits_limits, groups_budget, heads_of, shrunk, widths_of
 
@@ -24,7 +24,7 @@ AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
-class Asked:
+class SpaceOptions:
     """What a mix is wanted for. cache, head: given, or AUTO for the search to choose (None: measurement's, fp16).
 
     use.cache is ignored in favour of cache. floors: rule files as hard floors. keep_fused: whether k and v, and gate
@@ -48,7 +48,12 @@ class Space:
 
 
 def search_space(
-    config: Mapping[str, Any], where: Path, measurement: Measurement, asked: Asked, *, like: Space | None = None
+    config: Mapping[str, Any],
+    where: Path,
+    measurement: Measurement,
+    options: SpaceOptions,
+    *,
+    like: Space | None = None,
 ) -> Space:
     """The problem that a measurement and a user's limits make.
 
@@ -56,11 +61,11 @@ def search_space(
     Raises: BudgetError naming the limit that binds, UsageError for options that contradict each other.
     """
     profile = model_profile(config, cast(Codebook, measurement.exltune.codebook), str(where))
-    check_asked(asked, profile)
-    cache = asked.cache
+    check_options(options, profile)
+    cache = options.cache
     if cache == AUTO:
-        cache = _best_cache(profile, measurement, asked) if like is None else _cache_of(like)
-    return _space(profile, measurement, asked, cache or FP16_CACHE)
+        cache = _best_cache(profile, measurement, options) if like is None else _cache_of(like)
+    return _space(profile, measurement, options, cache or FP16_CACHE)
 
 
 def _cache_of(space: Space) -> CacheBits:
@@ -69,31 +74,31 @@ def _cache_of(space: Space) -> CacheBits:
     return CacheBits(k=k, v=v)
 
 
-def _best_cache(profile: ModelProfile, measurement: Measurement, asked: Asked) -> CacheBits:
+def _best_cache(profile: ModelProfile, measurement: Measurement, options: SpaceOptions) -> CacheBits:
     """The cache of the exact joint optimum."""
-    head_bits = None if asked.head == AUTO else asked.head
+    head_bits = None if options.head == AUTO else options.head
     joint = Joint(
         profile,
         measurement,
         head_bits=head_bits,
-        head_open=asked.head == AUTO,
-        rules=asked.floors,
-        keep_pairs=asked.keep_fused,
+        head_open=options.head == AUTO,
+        rules=options.floors,
+        keep_pairs=options.keep_fused,
     )
-    return joint.best(asked.limits, asked.use).cache
+    return joint.best(options.limits, options.use).cache
 
 
-def _space(profile: ModelProfile, measurement: Measurement, asked: Asked, cache: CacheBits) -> Space:
+def _space(profile: ModelProfile, measurement: Measurement, options: SpaceOptions, cache: CacheBits) -> Space:
     sizes, widths = profile.sizes, widths_of(measurement)
-    heads, head_bits = heads_of(measurement), checked_head(measurement, None if asked.head == AUTO else asked.head)
-    use = asked.use.model_copy(update={"cache": cache})
-    made = groups_budget(profile, widths, asked.limits, use, head_bits)
+    heads, head_bits = heads_of(measurement), checked_head(measurement, None if options.head == AUTO else options.head)
+    use = options.use.model_copy(update={"cache": cache})
+    made = groups_budget(profile, widths, options.limits, use, head_bits)
     bytes_ = min(made.size_bytes, sizes.groups_bytes(widths[-1]))
     extras = {CACHE_K: str(cache.k), CACHE_V: str(cache.v)} if cache.quantized else {}
     traded = made.binding in ("gpus", "vram")
     problem = search_problem(
         profile.inventory,
-        target_bpw=sizes.bpw_of(bytes_) if asked.limits.target_bpw is None else asked.limits.target_bpw,
+        target_bpw=sizes.bpw_of(bytes_) if options.limits.target_bpw is None else options.limits.target_bpw,
         groups_budget_bytes=bytes_,
         widths=widths,
         codebook=sizes.codebook,
@@ -101,50 +106,50 @@ def _space(profile: ModelProfile, measurement: Measurement, asked: Asked, cache:
         head_bits=head_bits,
         measurement=measurement,
         extras=extras,
-        wider=_wider(profile, measurement, asked, heads, head_bits, extras, traded),
-        floors=floors(asked.floors, profile.inventory, widths),
-        keep_pairs=asked.keep_fused,
+        wider=_wider(profile, measurement, options, heads, head_bits, extras, traded),
+        floors=floors(options.floors, profile.inventory, widths),
+        keep_pairs=options.keep_fused,
     )
     budget = Budget(
         binding=made.binding,
         limits=made.bpw_by_limit,
-        target_bpw=asked.limits.target_bpw,
-        size_bytes=asked.limits.size_bytes,
-        gpus=asked.limits.hardware.gpus,
-        vram_bytes=asked.limits.hardware.vram_bytes,
-        context=asked.use.context,
+        target_bpw=options.limits.target_bpw,
+        size_bytes=options.limits.size_bytes,
+        gpus=options.limits.hardware.gpus,
+        vram_bytes=options.limits.hardware.vram_bytes,
+        context=options.use.context,
         groups_budget_bytes=bytes_,
     )
-    if asked.limits.hardware.gpus or asked.limits.hardware.vram_bytes:
+    if options.limits.hardware.gpus or options.limits.hardware.vram_bytes:
         # A cache that gives bytes to the weights must not lift them above another limit.
-        limits = asked.limits if asked.cache == AUTO and traded else Limits(asked.limits.hardware)
-        problem = replace(problem, fits=fits_limits(problem, profile, limits, asked.use))
+        limits = options.limits if options.cache == AUTO and traded else Limits(options.limits.hardware)
+        problem = replace(problem, fits=fits_limits(problem, profile, limits, options.use))
         problem, _ = shrunk(problem, Surrogate(problem).energies())
     return Space(problem, budget)
 
 
-def check_asked(asked: Asked, profile: ModelProfile) -> None:
+def check_options(options: SpaceOptions, profile: ModelProfile) -> None:
     """Check options against each other and against the model. Raises: UsageError naming the option."""
-    cache = asked.cache if isinstance(asked.cache, CacheBits) else FP16_CACHE
-    check_use(profile, asked.limits, asked.use.model_copy(update={"cache": cache}))
-    if asked.cache == AUTO and asked.use.context is None:
+    cache = options.cache if isinstance(options.cache, CacheBits) else FP16_CACHE
+    check_use(profile, options.limits, options.use.model_copy(update={"cache": cache}))
+    if options.cache == AUTO and options.use.context is None:
         raise UsageError("--cache auto trades the cache's bits at a context", fix="Give --context, such as 32768")
-    hardware = asked.limits.hardware
-    if asked.cache == AUTO and not hardware.gpus and hardware.vram_bytes is None:
+    hardware = options.limits.hardware
+    if options.cache == AUTO and not hardware.gpus and hardware.vram_bytes is None:
         raise UsageError("--cache auto needs to know the memory", fix="Give --vram or --gpus")
-    if asked.limits == Limits():
+    if options.limits == Limits():
         raise UsageError("no budget is given", fix="Give --target-bpw, --size, --vram or --gpus")
 
 
 def _wider(
     profile: ModelProfile,
     measurement: Measurement,
-    asked: Asked,
+    options: SpaceOptions,
     heads: Mapping[float, Choice],
     head_bits: float,
     extras: Mapping[str, Choice],
     traded: bool,
-) -> list[Unit]:
+) -> list[SearchUnit]:
     """Head and cache as units: with all options where they are open, with their default alone where they are not.
 
     Fixed ones take part so that the law knows what they do to a mix; without probes of them it has to do without.
@@ -152,28 +157,28 @@ def _wider(
     """
     probed = {unit.id: unit for unit in measurement.exltune.wider}
     head = profile.inventory.head.id
-    if AUTO in (asked.head, asked.cache) and not probed:
+    if AUTO in (options.head, options.cache) and not probed:
         raise UsageError("the measurement has no probes of head and cache", fix="Measure again with this version")
     units = []
     if head in probed:
-        units.append(head_unit(profile.sizes, heads if asked.head == AUTO else {head_bits: heads[head_bits]}))
+        units.append(head_unit(profile.sizes, heads if options.head == AUTO else {head_bits: heads[head_bits]}))
     for key, default in extras.items():
         if key in probed:
-            units.append(cache_unit(key, _cache_sizes(profile, asked, probed[key], default, traded)))
+            units.append(cache_unit(key, _cache_sizes(profile, options, probed[key], default, traded)))
     return units
 
 
 def _cache_sizes(
-    profile: ModelProfile, asked: Asked, probed: MeasuredGroup, default: Choice, traded: bool
+    profile: ModelProfile, options: SpaceOptions, probed: MeasuredGroup, default: Choice, traded: bool
 ) -> dict[int, int]:
     """What half of the cache takes at the asked context, by its bits, above what it takes at 2 bits.
 
     A fixed cache takes nothing here: it is paid for before the weights' budget. Where the weights are bound by
     another limit than memory, a smaller cache than the default gives them nothing.
     """
-    if asked.cache != AUTO:
+    if options.cache != AUTO:
         return {int(default): 0}
-    context = asked.use.context or 0
+    context = options.use.context or 0
 
     def above_least(bits: int) -> int:
         k, v = (bits, 2) if probed.id == CACHE_K else (2, bits)

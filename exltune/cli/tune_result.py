@@ -1,0 +1,28 @@
+"""What the tune and the demo show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from exltune.cli.console import output, print_json
+
+if TYPE_CHECKING:
+    from exltune.schema.evaluation import TuneResult
+
+
+def show_tune(result: TuneResult, out: Path, json: bool) -> None:
+    """What a tune came to, as tables or JSON."""
+    from exltune.cli.tables import evaluation_table, standings_table, verdict_lines
+    from exltune.pipeline.tune import evaluation_of
+
+    if json:
+        print_json(result.model_dump(mode="json"))
+        return
+    output().print(standings_table(result.verdict.standings))
+    output().print(evaluation_table(evaluation_of(out).rows))
+    for line in verdict_lines(result.verdict):
+        typer.echo(line)
+    typer.echo(f"Recipe: {result.recipe}\nModel:  {result.model}")
