@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exltune.budget import directory_size
 from exltune.engines.base import Engine, Progress
@@ -14,6 +13,9 @@ from exltune.metrics import evaluation_row
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice, Mix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def whole(inventory: Inventory, choice: Choice) -> Mix:

@@ -7,11 +7,10 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from exltune.engines.base import Engine, Progress, runs_on_cpu
 from exltune.engines.ray.worker import ProbeWorker, WorkerJob, WorkerPlace
@@ -20,6 +19,9 @@ from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.measurement.probe_content import scoring_code
 from exltune.pipeline.measurement.probe_runs import ProbeCounts, ProbeTask, Watch
 from exltune.schema.score import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: `--ray auto`: the cluster that runs on this machine, or one of its own that ends with the command.
 AUTO = "auto"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from exltune.engines.base import Engine, Resources, open_engine
 from exltune.errors import ExltuneError
@@ -58,6 +57,8 @@ class ProbeWorker:
 
     def score(self, mixes: Sequence[Mix], tokens: npt.NDArray[np.int64]) -> tuple[list[Score], int] | ExltuneError:
         """Scores of mixes on tokens (rows, T) and the bytes of states that were held."""
+        import torch
+
         try:
             engine = self._open()
             scores = engine.score(mixes, torch.from_numpy(np.array(tokens)))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import partial
 from time import perf_counter
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exltune.engines.base import Engine
 from exltune.errors import QuantMismatchError
@@ -29,6 +28,9 @@ from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.provenance import ReferenceQuant
 from exltune.store.probes import ProbeStore, row_ids, rows_key
 from exltune.store.records import canonical
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: The level at which tensors are looked at, and the rows of the search set whose inputs tell.
 SALIENCY_LEVEL, _SALIENCY_ROWS = 4, 16

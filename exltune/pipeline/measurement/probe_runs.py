@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from exltune.engines.base import Engine, Progress
 from exltune.measure import Batch, ProbePlan
@@ -16,6 +15,9 @@ from exltune.schema.mix import Mix
 from exltune.schema.probe import ProbedMix
 from exltune.schema.score import Score
 from exltune.store.probes import SUMS, ProbeStore, Sums, mix_key, row_ids, score_sums
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Progress of a task is told in thousandths of its passes over a row.
 _FINE = 1000

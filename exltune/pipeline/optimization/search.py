@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from exltune.engines.base import Engine, Progress
 from exltune.errors import NonFiniteError
@@ -19,6 +19,9 @@ from exltune.schema.score import Score
 from exltune.schema.search import ScoredMix
 from exltune.search import OF_BASELINE, History, Proposal, Search
 from exltune.search.loop.history import MixKey, mix_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Progress is counted in thousandths of a pass.
 _MILLI = 1000
