@@ -75,7 +75,7 @@ class Fits:
         if needed > has:
             raise EngineError(
                 f"{what} needs about {needed / 2**20:,.0f} MiB of a device that has {has / 2**20:,.0f} MiB to give",
-                fix="Free memory of the device, take a larger one, or shorten the rows (--row-length)",
+                fix="Free memory of the device, take a larger one, or shorten the rows (`row_length`)",
             )
 
 

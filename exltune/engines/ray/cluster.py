@@ -109,7 +109,7 @@ class RayScorer:
             if not ready:
                 raise WorkerLostError(
                     f"the cluster has had no room for a worker for {_PATIENCE_SECONDS:.0f} seconds",
-                    where=f"--ray {self.settings.address}",
+                    where=f"`ray` {self.settings.address}",
                     fix="Look at `ray status`, or give another cluster",
                 )
             worker = self._workers.pop(ready[0])
@@ -155,7 +155,7 @@ class RayScorer:
                 f"{_ATTEMPTS} workers were lost over the same probes ({worker.task.mixes[0].name} and others), the "
                 f"last one with: {reason}",
                 where=where,
-                fix="Mend the node (memory is the usual cause: --max-ram bounds the states of each worker) and run "
+                fix="Mend the node (memory is the usual cause: `max_ram` bounds the states of each worker) and run "
                 "the same command again: finished probes are kept",
             )
         self.reporter.remark(f"A worker was lost ({where}); its probes run again")
@@ -174,8 +174,8 @@ class RayScorer:
         if have < each:
             raise UsageError(
                 f"the cluster has {have:g} {kind}s and a worker needs {each}",
-                where=f"--ray {self.settings.address}",
-                fix="Add nodes, or give smaller --ray-cpus" if self._on_cpu else "Add nodes with GPUs",
+                where=f"`ray` {self.settings.address}",
+                fix="Add nodes, or give smaller `ray_cpus`" if self._on_cpu else "Add nodes with GPUs",
             )
         return int(have // each)
 
@@ -186,7 +186,7 @@ def _import_ray() -> ModuleType:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--ray needs Ray, which is not installed", fix="pip install 'exltune[ray]'") from error
+        raise UsageError("`ray` needs Ray, which is not installed", fix="pip install 'exltune[ray]'") from error
     return ray
 
 
@@ -208,8 +208,8 @@ def _connect(ray: ModuleType, address: str) -> None:
             return
         raise UsageError(
             f"no Ray cluster answers there ({' '.join(str(error).split())})",
-            where=f"--ray {address}",
-            fix="Start one with `ray start --head`, or give --ray auto",
+            where=f"`ray` {address}",
+            fix="Start one with `ray start --head`, or give `ray` auto",
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-
 from exltune.errors import NonFiniteError, QuantMismatchError
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles, read_json

@@ -129,7 +129,7 @@ def write_deployment(deployment: Deployment, out: Path, *, force: bool = False) 
         raise OutputExistsError(
             "the model's folder holds one that says otherwise",
             where=str(model_config),
-            fix="Move it away, or replace it with --force",
+            fix="Move it away, or replace it with `force`",
         )
     kept = force and (out / TOKENS).is_file()
     with new_directory(out, force=force, replaces=DEPLOYMENT) as partial:
@@ -156,7 +156,7 @@ def read_deployment(out: Path) -> Deployment:
     if not (out / DEPLOYMENT).is_file():
         raise UsageError(
             f"{out} holds no {DEPLOYMENT}, so there is no plan to load",
-            fix="Give the --out of an earlier deploy tabby, or OUT with --gpus",
+            fix="Give the `out` of an earlier deploy tabby, or OUT with `gpus`",
         )
     return read_record(out / DEPLOYMENT, Deployment)
 
@@ -164,7 +164,7 @@ def read_deployment(out: Path) -> Deployment:
 def _check(wish: Wish) -> None:
     if wish.chunk % PAGE_TOKENS:
         raise UsageError(
-            f"--chunk {wish.chunk} is no multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
+            f"`chunk` {wish.chunk} is no multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
             fix=f"Give {max(wish.chunk // PAGE_TOKENS, 1) * PAGE_TOKENS}",
         )
     if wish.tool_format is not None and wish.tool_format not in TOOL_FORMATS:
@@ -172,13 +172,13 @@ def _check(wish: Wish) -> None:
             f"TabbyAPI knows no tool format {wish.tool_format!r}", fix=f"Known: {', '.join(sorted(TOOL_FORMATS))}"
         )
     if not 0 < wish.port < 1 << 16:
-        raise UsageError(f"--port {wish.port} does not exist", fix="Give 1 to 65535")
+        raise UsageError(f"`port` {wish.port} does not exist", fix="Give 1 to 65535")
     try:
         ip_address(wish.host)
     except ValueError as error:
         # Docker publishes ports on addresses alone, not on names.
         raise UsageError(
-            f"--host {wish.host!r} is no IP address", fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all"
+            f"`host` {wish.host!r} is no IP address", fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all"
         ) from error
 
 
@@ -190,17 +190,17 @@ def _place(source: Path, wish: Wish) -> tuple[Path, str]:
                 "it holds no EXL3 tensors", where=str(source), fix="Give what exltune build or tune wrote"
             )
         if wish.models_dir is not None:
-            raise UsageError("--models belongs to a recipe or config", fix="Leave it out: the quant lies where it is")
+            raise UsageError("`models` belongs to a recipe or config", fix="Leave it out: the quant lies where it is")
         return source.resolve().parent, source.resolve().name
     if wish.models_dir is None or wish.model_name is None:
         raise UsageError(
             f"{source} is no quant, so it is not known where the model will lie",
-            fix="Give the directory of an EXL3 quant, or --models FOLDER and --model-name NAME",
+            fix="Give the directory of an EXL3 quant, or `models` FOLDER and `model_name` NAME",
         )
     if source.suffix.lower() not in _RECIPES and wish.bits is None:
-        raise UsageError(f"{source} is no quant, and its bits are not known", fix="Give --bits")
+        raise UsageError(f"{source} is no quant, and its bits are not known", fix="Give `bits`")
     if Path(wish.model_name).name != wish.model_name or wish.model_name in (".", ".."):
-        raise UsageError(f"--model-name {wish.model_name!r} is no name of a folder", fix="Give a name without /")
+        raise UsageError(f"`model_name` {wish.model_name!r} is no name of a folder", fix="Give a name without /")
     return wish.models_dir.resolve(), wish.model_name
 
 
@@ -225,9 +225,9 @@ def _context(source: Path, wish: Wish, use: Use) -> int:
         return wish.context
     largest = _plan(source, wish, use, None).max_context
     if not largest:
-        raise BudgetError("the weights leave no room for any context", fix="Give more or larger --gpus, or fewer bits")
+        raise BudgetError("the weights leave no room for any context", fix="Give more or larger `gpus`, or fewer bits")
     if wish.draft is not None and wish.draft.mode != "ngram":
-        raise UsageError("a draft model takes cache too, so the largest context is not known", fix="Give --context")
+        raise UsageError("a draft model takes cache too, so the largest context is not known", fix="Give `context`")
     return largest
 
 
@@ -247,10 +247,10 @@ def _plan(source: Path, wish: Wish, use: Use, draft: DraftSettings | None) -> Pl
 def _check_fits(plan: Plan) -> None:
     if plan.fits:
         return
-    option = f"--{(plan.binding or '').replace('_', '-')}"
+    field = f"`{plan.binding}`"
     fixes = "; ".join(remedy.text for remedy in plan.remedies)
     raise BudgetError(
-        f"it does not fit: {option} is exceeded, with {plan.bpw:.3f} bpw and {plan.context} tokens at {plan.cache}",
+        f"it does not fit: {field} is exceeded, with {plan.bpw:.3f} bpw and {plan.context} tokens at {plan.cache}",
         fix=f"Any one of these makes it fit: {fixes}" if fixes else "Take fewer bits or more memory",
     )
 
@@ -286,7 +286,7 @@ def _gib(size_bytes: float) -> float:
 def _notes(wish: Wish, family: Family | None, draft: DraftSettings | None, plan: Plan) -> tuple[str, ...]:
     notes = []
     if family is None and (wish.tool_format is None or wish.reasoning is None):
-        notes.append("How this model thinks and calls tools is not known: --tool-format and --reasoning say so")
+        notes.append("How this model thinks and calls tools is not known: `tool_format` and `reasoning` say so")
     if draft is not None and plan.kv_bytes > (plan.context or 0) * plan.kv_bytes_per_token + _page_rest(plan):
         notes.append("Drafts lengthen the states of linear and sliding layers, which the plan does not count")
     return tuple(notes)

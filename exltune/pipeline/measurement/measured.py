@@ -27,7 +27,7 @@ def quants_at_hand(measurement: Measurement, folder: Path | None, model: Path) -
         raise QuantMismatchError(
             f"the measurement knows base quants that are not here: {', '.join(sorted(missing))} bits",
             where=str(folder),
-            fix="Give the folder that was measured with --quants",
+            fix="Give the folder that was measured with `quants`",
         )
     for quant in quants:
         if model_fingerprint(quant.path) != measurement.exltune.quant_sha256[quant.choice]:
@@ -46,5 +46,5 @@ def _other_model(measurement: Measurement, model: Path) -> QuantMismatchError:
         f"the measurement is against {described(noted.reference, noted.model_path)}, and this is "
         f"{described(here, model)}: KL against one says nothing of KL against the other",
         where=str(model),
-        fix="Give the reference that was measured against with --model, or measure against this one",
+        fix="Give the reference that was measured against with `model`, or measure against this one",
     )

@@ -128,12 +128,12 @@ def check_asked(asked: Asked, profile: ModelProfile) -> None:
     cache = asked.cache if isinstance(asked.cache, CacheBits) else FP16_CACHE
     check_use(profile, asked.limits, asked.use.model_copy(update={"cache": cache}))
     if asked.cache == AUTO and asked.use.context is None:
-        raise UsageError("--cache auto trades the cache's bits at a context", fix="Give --context, such as 32768")
+        raise UsageError("`cache` auto trades the cache's bits at a context", fix="Give `context`, such as 32768")
     hardware = asked.limits.hardware
     if asked.cache == AUTO and not hardware.gpus and hardware.vram_bytes is None:
-        raise UsageError("--cache auto needs to know the memory", fix="Give --vram or --gpus")
+        raise UsageError("`cache` auto needs to know the memory", fix="Give `vram` or `gpus`")
     if asked.limits == Limits():
-        raise UsageError("no budget is given", fix="Give --target-bpw, --size, --vram or --gpus")
+        raise UsageError("no budget is given", fix="Give `target_bpw`, `size`, `vram` or `gpus`")
 
 
 def _wider(
