@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _TOLERANCE = "0.5%"
 #: A share without % above this is taken for a percentage that was meant.
 _LARGEST_BARE = 0.1
-_QUANT = "EXL3 directory, or the file of an earlier gate (FILE#candidate or FILE#baseline name one of its two)."
+_QUANT = (
+    "EXL3 directory, or the file that an earlier compare wrote (FILE#candidate or FILE#baseline name one of its two)."
+)
 _ENDPOINT = "OpenAI-compatible endpoint (http://host:5000/v1), or a file of exltune tasks."
 
 
@@ -98,7 +100,7 @@ def compare(
         print_json(found.model_dump(mode="json"))
     else:
         _show(found, ALPHA)
-    # Standard output holds the result by now: a lost gate is an exit code and a line beside it.
+    # Standard output holds the result by now: a lost comparison is an exit code and a line beside it.
     with errors_in_one_line(as_json=False):
         from exltune.pipeline.evaluation.compare import check_not_lost
 
