@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from exltune.engines.reference.engine import ReferenceEngine
 from exltune.engines.streaming.prefix_tree import build_tree
-from exltune.metrics import ReferenceLogits
+from exltune.metrics.logits import ReferenceLogits
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Mix
 

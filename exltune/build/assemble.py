@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from exltune.engines.base import Progress
 from exltune.errors import NonFiniteError
@@ -17,6 +15,9 @@ from exltune.exl3.tensors import TensorFiles
 from exltune.exl3.writer import KEPT_IN_FP32, PendingTensor, copy_side_files, write_configs, write_tensors
 from exltune.inventory import read_config, unquantized_tensor_names
 from exltune.schema.inventory import Inventory, LinearSpec, Role
+
+if TYPE_CHECKING:
+    import torch
 
 LinearTensors = Callable[[str], list[PendingTensor]]
 
@@ -105,6 +106,8 @@ def half_weight(files: TensorFiles, key: str, weight_name: str, bias: bool) -> l
 
 
 def _load_plain(files: TensorFiles, name: str, width: int) -> torch.Tensor:
+    import torch
+
     tensor = files.get(name)
     stored = tensor.to(torch.float32 if width == 4 else torch.float16)
     if not torch.isfinite(stored).all():

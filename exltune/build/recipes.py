@@ -27,7 +27,7 @@ def resolve_recipe(recipe: Recipe, inventory: Inventory) -> dict[str, float]:
         if not matched:
             raise RecipeError(
                 f"the key {pattern!r} matches no quantizable linear of this {inventory.architecture}",
-                fix="Remove it, or check the recipe against `exltune inspect --json`; the head takes head_bits",
+                fix="Remove it, or check the recipe against `exltune inspect`; the head takes head_bits",
             )
         bits |= dict.fromkeys(matched, value)
     missing = [key for key in keys if key not in bits]

@@ -71,5 +71,5 @@ def _check_widths(bits: Mapping[str, float], sources: Mapping[float, QuantDir], 
         have = ", ".join(f"{width:g}" for width in sorted(known))
         raise RecipeError(
             f"the recipe asks for {', '.join(f'{width:g}' for width in unknown)} bits, and base quants exist at {have}",
-            fix="Quantize those widths too (exltune quantize --bits), or change the recipe; 16 needs --model",
+            fix="Quantize those widths too (`bits` of exltune quantize), or change the recipe; 16 needs `model`",
         )

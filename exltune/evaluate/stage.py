@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exltune.budget import directory_size
 from exltune.engines.base import Progress
@@ -15,6 +14,9 @@ from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def whole(inventory: Inventory, choice: Choice) -> Mix:

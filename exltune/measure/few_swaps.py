@@ -60,7 +60,7 @@ class FewSwapsPlan:
             least = least_budget(inventory, level, quants, head, rows, same)
             raise UsageError(
                 f"{budget:g} passes pay for {used} of the {min(LEAST_ROWS, rows)} rows that a measurement needs",
-                fix=f"Give --budget {math.ceil(10 * least) / 10:g} or more",
+                fix=f"Give `budget` {math.ceil(10 * least) / 10:g} or more",
             )
         if used == rows:
             _add_columns(inventory, units, swaps, uniforms, rows, budget)

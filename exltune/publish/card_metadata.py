@@ -77,7 +77,7 @@ def license_of(base: Mapping[str, Any]) -> License:
     stated = base.get("license")
     if not isinstance(stated, str):
         raise UsageError(
-            "the base model's license is not known", fix="Give --license, such as apache-2.0, mit, or other"
+            "the base model's license is not known", fix="Give `license`, such as apache-2.0, mit, or other"
         )
     return License(id=stated, name=base.get("license_name"), link=base.get("license_link"))
 
@@ -87,7 +87,7 @@ def source_repo(model: Path) -> str:
     for part in reversed(model.parts):
         if part.startswith(_CACHED):
             return part.removeprefix(_CACHED).replace("--", "/")
-    raise UsageError(f"the Hub's name of {model.name} is not known", fix="Give --base-model, such as zai-org/GLM-4.7")
+    raise UsageError(f"the Hub's name of {model.name} is not known", fix="Give `base_model`, such as zai-org/GLM-4.7")
 
 
 def check_repo_id(repo_id: str, option: str) -> str:

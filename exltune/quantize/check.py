@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from exltune.engines.base import Progress
 from exltune.errors import NonFiniteError
 from exltune.exl3.tensors import TensorFiles
@@ -19,6 +17,8 @@ def check_weights(files: TensorFiles, inventory: Inventory, progress: Progress |
 
     progress counts bytes.
     """
+    import torch
+
     checked = dict(_stored_in_fp16(files, inventory))
     total, done = sum(files.entry(name).nbytes for name in checked), 0
     for name, in_fp16 in checked.items():

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from exltune.engines.base import Engine, LayerCapture, Progress
 from exltune.exl3.codebooks import Codebook
-from exltune.exl3.hessian import RotatedHessian
-from exltune.exl3.linear import QuantizedLinear
-from exltune.exl3.quantizer import QuantStats, prepare_hessian
 from exltune.exl3.trellis import cores
 from exltune.schema.inventory import Inventory, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exltune.exl3.hessian import RotatedHessian
+    from exltune.exl3.linear import QuantizedLinear
+    from exltune.exl3.quantizer import QuantStats
 
 
 class TensorJob(NamedTuple):
@@ -92,6 +94,8 @@ def _quantize_layer(
 
 def _rotate_once(layer: LayerCapture) -> dict[str, RotatedHessian]:
     """Linears with one input share its signs and factor; the first of them names the seed."""
+    from exltune.exl3.quantizer import prepare_hessian
+
     rotated: dict[int, RotatedHessian] = {}
     for key, hessian in layer.hessians.items():
         if id(hessian) not in rotated:

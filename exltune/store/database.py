@@ -120,7 +120,7 @@ class Database:
         names = inspect(connection).get_table_names()
         if version.name not in names:
             if names:
-                raise DataError("it is another program's database", where=self.name, fix="Give another --store")
+                raise DataError("it is another program's database", where=self.name, fix="Give another `store`")
             return
         # Nothing yet where another process is making it at this moment.
         number = connection.execute(select(version.c.number)).scalar_one_or_none()
@@ -129,7 +129,7 @@ class Database:
                 f"the probe store has version {number}, and this exltune reads and writes version {SCHEMA_VERSION}",
                 where=self.name,
                 fix="Export it with the exltune that made it and merge that file into a new one, or give another "
-                "--store to measure anew",
+                "`store` to measure anew",
             )
 
     def _damaged(self, reason: str) -> DataError:
@@ -162,11 +162,11 @@ def _parse(url: str | Path) -> URL:
         known = parsed.get_backend_name() in _INSERT and (parsed.database or parsed.get_backend_name() != "sqlite")
         parsed.get_dialect().import_dbapi()
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise UsageError(f"{written!r} names no database ({error})", fix="For example --store probes.db") from error
+        raise UsageError(f"{written!r} names no database ({error})", fix="For example `store` probes.db") from error
     if not known:
         raise UsageError(
             f"{written!r} is no probe store: they are SQLite files and PostgreSQL databases",
-            fix="For example --store probes.db, or --store postgresql://user@host/database",
+            fix="For example `store` probes.db, or `store` postgresql://user@host/database",
         )
     return parsed
 

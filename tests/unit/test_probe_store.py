@@ -152,7 +152,7 @@ def test_other_versions_and_other_programs_are_refused(file, tmp_path):
 
 @pytest.mark.parametrize("url", ["mysql://host/db", "nonsense://", "sqlite://", "postgresql+nodriver://host/db", "://"])
 def test_urls_that_name_no_store(url):
-    with pytest.raises(UsageError, match="--store"):
+    with pytest.raises(UsageError, match="`store`"):
         Database(url)
 
 

@@ -35,7 +35,7 @@ class HeldOut:
             raise CompareRefusedError(
                 f"the held-out rows are the ones it was made with ({', '.join(notes)})",
                 where=str(quant),
-                fix="Judge it on other text with --data",
+                fix="Judge it on other text with `data`",
             )
         unknown = [name for name, note in notes.items() if not self._is_of_these_texts(note)]
         if notes and not unknown:
@@ -47,7 +47,7 @@ class HeldOut:
             raise CompareRefusedError(
                 f"it was {told}: nobody can tell that the held-out rows are new to it",
                 where=str(quant),
-                fix="Give the --data it was quantized with, or --trust-data if you know that these texts are new to it "
+                fix="Give the `data` it was quantized with, or `trust_data` if you know that these texts are new to it "
                 "(exllamav3 calibrates on its bundled texts)",
             )
         return (f"{quant}: {told}; that the held-out rows are new to it was taken on trust",)

@@ -57,7 +57,7 @@ def peers(
         refuse_existing_file(out, force=force)
     if not groups or min(groups) < 1:
         raise UsageError(
-            f"groups of {', '.join(map(str, groups)) or 'no'} inputs do not exist", fix="--groups 32,64,128"
+            f"groups of {', '.join(map(str, groups)) or 'no'} inputs do not exist", fix="For example `groups` 32,64,128"
         )
     load_unquantized(session.model)
     reporter, quants = session.reporter, session.base_quants

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from time import perf_counter
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exltune.engines.base import Engine
 from exltune.errors import QuantMismatchError
@@ -30,6 +29,9 @@ from exltune.store.probes import rows_key
 from exltune.store.quants.base_quants import BaseQuant
 from exltune.store.records import canonical
 from exltune.store.score_cache import CachedRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: The level at which tensors are looked at, and the rows of the search set whose inputs tell.
 SALIENCY_LEVEL, _SALIENCY_ROWS = 4, 16

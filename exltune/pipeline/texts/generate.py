@@ -42,7 +42,7 @@ def generate(
     """
     reporter = reporter or Silent()
     if out.suffix.lower() != ".jsonl":
-        raise UsageError(f"--out {out.name} does not end with .jsonl", fix="--data knows JSON lines by that ending")
+        raise UsageError(f"`out` {out.name} does not end with .jsonl", fix="`data` knows JSON lines by that ending")
     refuse_existing_file(out, force=force)
     tokenizer = ModelTokenizer(model)
     tasks = _tasks(prompts, tokenizer, settings)

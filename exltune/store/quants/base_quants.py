@@ -28,14 +28,14 @@ def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]
     another model or has more bits than the reference, or where two have the same bits; what reading them raises.
     """
     if not folder.is_dir():
-        raise QuantMismatchError("no such directory", where=str(folder), fix="Give the --out of exltune quantize")
+        raise QuantMismatchError("no such directory", where=str(folder), fix="Give the `out` of exltune quantize")
     if model is not None:
         # A model that is damaged itself is better told than taken for another one.
         load_inventory(model)
     found = sorted(filter(None, map(read_base_quant, quant_dirs(folder))), key=lambda quant: quant.bits)
     if not found:
         raise QuantMismatchError(
-            "it holds no base quants", where=str(folder), fix="Make them with exltune quantize MODEL --out DIR"
+            "it holds no base quants", where=str(folder), fix="Make them with exltune quantize, and its `out`"
         )
     for quant in found:
         check_same_model(model or found[0].path, quant.path)
