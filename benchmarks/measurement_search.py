@@ -26,7 +26,7 @@ from search_methods import PASSES, Cell, Row, ours
 from search_stage import MODELS, OPEN, QUANTS, ROOT, Stage, at_measurement, stage_of
 
 import exltune
-from exltune.measure import Budget, plan_for, probe_name, summarize
+from exltune.measurement import Budget, plan_for, probe_name, summarize
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import Mix
 from exltune.schema.score import Score
@@ -109,7 +109,7 @@ def searched(model: str, delta: float, seed: int, kind: str) -> Row:
 def _sources() -> str:
     """Hash of what decides a search."""
     package = Path(exltune.__file__).parent
-    files = sorted((*package.glob("measure/*.py"), *package.glob("search/*.py"), package / "pipeline/optimize.py"))
+    files = sorted((*package.glob("measurement/*.py"), *package.glob("search/*.py"), package / "pipeline/optimization/optimize.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

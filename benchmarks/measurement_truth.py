@@ -25,7 +25,7 @@ from torch import Tensor
 from exltune.corpora.dealing import ids, token_sets
 from exltune.engines.base import Engine, open_engine
 from exltune.inventory import groups_at_level, load_inventory
-from exltune.measure import ExhaustivePlan, QuantHead
+from exltune.measurement import ExhaustivePlan, QuantHead
 from exltune.pipeline.demo import DEMO_DATA
 from exltune.pipeline.quants.quantize import quantize
 from exltune.schema.inventory import Inventory

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from exltune.build import assemble_quant
+from exltune.assembly import assemble_quant
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.writer import PendingTensor, write_tensors
 from exltune.inventory import inventory_from_config, model_shape, unquantized_shapes

@@ -20,7 +20,7 @@ from exltune.budget import parse_size
 from exltune.corpora.dealing import data_options_of
 from exltune.engines import Resources
 from exltune.engines.ray.cluster import RayOptions, RayScorer
-from exltune.measure import Budget
+from exltune.measurement import Budget
 from exltune.pipeline.common.reporter import Silent
 from exltune.pipeline.measurement.measure import measure
 

@@ -25,7 +25,7 @@ from search_stage import MODELS, WORK, prepare, stage_of
 
 from exltune.cli.console import RichReporter
 from exltune.inventory import groups_at_level
-from exltune.measure import Budget, parse_budget
+from exltune.measurement import Budget, parse_budget
 from exltune.search import SearchOptions
 
 #: Targets in bpw above the uniform K=2 quant.

@@ -17,7 +17,7 @@ from exltune.budget import Limits
 from exltune.corpora.dealing import ids, token_sets
 from exltune.engines.base import AUTO, Engine, Progress, open_engine
 from exltune.inventory import read_config
-from exltune.measure import Budget
+from exltune.measurement import Budget
 from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.demo import DEMO_DATA
 from exltune.pipeline.measurement.measure import measure

@@ -21,11 +21,11 @@ from exltune.budget import (
     plan,
     weights_of_bits,
 )
-from exltune.evaluate.compare import compare_metrics
+from exltune.evaluation.compare import compare_metrics
 from exltune.exl3.distortion import nmse
 from exltune.inventory import groups_at_level, inventory_from_config
-from exltune.measure import Budget, QuantHead, plan_for, swap_units
-from exltune.measure.law import LawUnit, SwapLaw
+from exltune.measurement import Budget, QuantHead, plan_for, swap_units
+from exltune.measurement.law import LawUnit, SwapLaw
 from exltune.schema.candidate import Candidate
 from exltune.schema.hardware import Hardware, Use
 from exltune.schema.inventory import Inventory

@@ -47,7 +47,7 @@ def test_quantize_killed_twice_goes_on(moe_model, quants, data, tmp_path):
     assert not (out / "4bpw_H6").exists()
     times = {path: path.stat().st_mtime_ns for path in done}
     # The second time while the directory is being written.
-    run_until_killed("exltune.build.assemble:write_configs", 1, *arguments)
+    run_until_killed("exltune.assembly.assemble:write_configs", 1, *arguments)
     assert times == {path: path.stat().st_mtime_ns for path in done}
     assert (out / ".4bpw_H6.partial" / "model.safetensors").is_file()
     assert not (out / "4bpw_H6").exists()
@@ -119,7 +119,7 @@ def test_measure_killed_while_it_writes(moe_model, quants, measurement, data, tm
     assert out.read_bytes() == measurement.read_bytes()
 
 
-@pytest.mark.parametrize("where", ["exltune.build.assemble:copy_side_files", "pathlib:Path.rename"])
+@pytest.mark.parametrize("where", ["exltune.assembly.assemble:copy_side_files", "pathlib:Path.rename"])
 def test_build(quants, recipe, tmp_path, where):
     folder, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     arguments = ("build", recipe, "--quants", quants, "--out")

@@ -9,7 +9,7 @@ import pytest
 
 from exltune.errors import UsageError
 from exltune.inventory import inventory_from_config
-from exltune.measure import (
+from exltune.measurement import (
     DEFAULT_SHARE,
     Batch,
     Budget,

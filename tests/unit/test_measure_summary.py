@@ -12,7 +12,7 @@ from exltune.budget import SizeModel
 from exltune.engines.base import LayerCapture
 from exltune.exl3.distortion import nmse
 from exltune.exl3.hessian import Hessian
-from exltune.measure import (
+from exltune.measurement import (
     ExhaustivePlan,
     FewSwapsPlan,
     ProbePlan,
@@ -23,7 +23,7 @@ from exltune.measure import (
     swap_units,
     tensor_saliency,
 )
-from exltune.measure.estimates import log_error
+from exltune.measurement.estimates import log_error
 from exltune.schema.measurement import Measurement
 from exltune.schema.provenance import Provenance
 from exltune.schema.score import Score

@@ -4,7 +4,7 @@ import pytest
 import torch
 from exltune.pipeline.measurement.probe_runs import EngineScorer, ProbeCounts, ProbeRun, ProbeTask
 
-from exltune.measure import Batch
+from exltune.measurement import Batch
 from exltune.schema.mix import Mix
 from exltune.schema.probe import ProbeContext, ProbedMix, Swap
 from exltune.schema.score import Score

@@ -80,7 +80,7 @@ def compare(
     result: _CopyFlags,
 ) -> None:
     """Judge a quant against another of the same bytes on held-out text. Exit code 18: it lost; 17: not comparable."""
-    from exltune.evaluate.compare import ALPHA
+    from exltune.evaluation.compare import ALPHA
     from exltune.pipeline.evaluation.compare import CompareOptions, Side
     from exltune.pipeline.evaluation.compare import compare as run
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from exltune.assembly import resolve_recipe
 from exltune.budget import (
     Limits,
     Question,
@@ -17,7 +18,6 @@ from exltune.budget import (
     weights_of_bits,
 )
 from exltune.budget import plan as plan_question
-from exltune.build import resolve_recipe
 from exltune.errors import NotAModelError, RecipeError, UsageError
 from exltune.exl3.codebooks import HALF_BITS, INTEGER_BITS, Codebook
 from exltune.exl3.directory import QuantDir

@@ -11,8 +11,8 @@ from pathlib import Path
 from exltune.budget import directory_size
 from exltune.corpora import check_same_tokenizer
 from exltune.errors import CompareLostError, CompareRefusedError
-from exltune.evaluate import whole
-from exltune.evaluate.compare import compare_metrics, task_verdicts
+from exltune.evaluation import whole
+from exltune.evaluation.compare import compare_metrics, task_verdicts
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import check_same_model
 from exltune.metrics import evaluation_row

@@ -12,8 +12,8 @@ from exltune.budget import SizeModel, directory_size
 from exltune.engines.base import Engine
 from exltune.engines.streaming.weights import SIMULATED, CheckpointWeights
 from exltune.errors import UsageError
-from exltune.evaluate import whole
-from exltune.evaluate.peers import peer_layers, peer_size
+from exltune.evaluation import whole
+from exltune.evaluation.peers import peer_layers, peer_size
 from exltune.exl3.hessian import Hessian
 from exltune.exl3.tensors import TensorFiles, save_tensors
 from exltune.inventory import load_unquantized, read_config

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exltune.measure import Budget, QuantHead, QuantReference, summarize
+from exltune.measurement import Budget, QuantHead, QuantReference, summarize
 from exltune.pipeline.common.reporter import Reporter, peak_ram_bytes, tell_peaks
 from exltune.pipeline.common.session import Session
 from exltune.pipeline.measurement.measure_plan import probe_plan, quant_reference, saliencies

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from exltune.engines.base import Engine
 from exltune.errors import QuantMismatchError
-from exltune.measure import (
+from exltune.measurement import (
     Budget,
     ProbePlan,
     QuantHead,

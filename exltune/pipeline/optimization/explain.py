@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
+from exltune.assembly import resolve_recipe
 from exltune.budget import SizeModel
-from exltune.build import resolve_recipe
 from exltune.errors import QuantMismatchError, RecipeError
 from exltune.exl3.codebooks import Codebook
 from exltune.inventory import inventory_from_config

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exltune.build import assemble_quant
+from exltune.assembly import assemble_quant
 from exltune.corpora.dealing import ids
 from exltune.engines.base import Converter, ConvertJob, Engine, Progress
 from exltune.errors import (
@@ -26,7 +26,7 @@ from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import check_same_model, load_unquantized
 from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.common.session import Session
-from exltune.quantize import TensorJob, all_jobs, check_weights, quantize_tensors
+from exltune.quantization import TensorJob, all_jobs, check_weights, quantize_tensors
 from exltune.schema.defaults import DEFAULT_HEAD_BITS, DEFAULT_WIDTHS
 from exltune.schema.inventory import Inventory
 from exltune.schema.provenance import Provenance

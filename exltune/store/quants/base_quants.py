@@ -10,7 +10,7 @@ from exltune.budget import SizeModel
 from exltune.corpora import check_same_tokenizer
 from exltune.errors import QuantMismatchError
 from exltune.inventory import check_same_model, load_inventory
-from exltune.measure import QuantSizes
+from exltune.measurement import QuantSizes
 from exltune.schema.defaults import DEFAULT_HEAD_BITS
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice

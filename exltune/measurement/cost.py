@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from exltune.engines.streaming.prefix_tree import build_tree
-from exltune.measure.plan import Batch
+from exltune.measurement.plan import Batch
 from exltune.schema.inventory import Inventory
 
 

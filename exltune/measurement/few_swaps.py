@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from exltune.errors import UsageError
-from exltune.measure.cost import passes
-from exltune.measure.exhaustive import ExhaustivePlan
-from exltune.measure.plan import Batch
-from exltune.measure.probes import SwapUnit, swap_units, uniform_mixes
-from exltune.measure.summary import QuantHead
+from exltune.measurement.cost import passes
+from exltune.measurement.exhaustive import ExhaustivePlan
+from exltune.measurement.plan import Batch
+from exltune.measurement.probes import SwapUnit, swap_units, uniform_mixes
+from exltune.measurement.summary import QuantHead
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 from exltune.exl3.distortion import nmse
-from exltune.measure.law import Cell, Estimate, LawUnit, SwapLaw
-from exltune.measure.probes import SwapUnit, probe_name
-from exltune.measure.reference import QuantReference
+from exltune.measurement.law import Cell, Estimate, LawUnit, SwapLaw
+from exltune.measurement.probes import SwapUnit, probe_name
+from exltune.measurement.reference import QuantReference
 from exltune.metrics import mean_and_se, row_means
 from exltune.schema.mix import Choice
 from exltune.schema.score import Score

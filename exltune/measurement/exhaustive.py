@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from exltune.measure.plan import Batch
-from exltune.measure.probes import probe_batches, uniform_mixes, wider_probes
-from exltune.measure.summary import QuantHead
+from exltune.measurement.plan import Batch
+from exltune.measurement.probes import probe_batches, uniform_mixes, wider_probes
+from exltune.measurement.summary import QuantHead
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score

@@ -1,7 +1,7 @@
 """Model directories: base quants from finished tensors, mixes spliced from base quants."""
 
-from exltune.build.assemble import assemble_quant
-from exltune.build.recipes import resolve_recipe
-from exltune.build.splice import splice_model
+from exltune.assembly.assemble import assemble_quant
+from exltune.assembly.recipes import resolve_recipe
+from exltune.assembly.splice import splice_model
 
 __all__ = ["assemble_quant", "resolve_recipe", "splice_model"]

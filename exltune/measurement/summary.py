@@ -9,9 +9,9 @@ from typing import cast
 
 from exltune.budget import SizeModel
 from exltune.exl3.codebooks import Codebook
-from exltune.measure.estimates import EstimatedSwaps, Kld, ScoredSwaps, known_swaps
-from exltune.measure.probes import SwapUnit, swap_units
-from exltune.measure.reference import QuantReference
+from exltune.measurement.estimates import EstimatedSwaps, Kld, ScoredSwaps, known_swaps
+from exltune.measurement.probes import SwapUnit, swap_units
+from exltune.measurement.reference import QuantReference
 from exltune.metrics import mean_and_se
 from exltune.schema.evaluation import MethodRow
 from exltune.schema.inventory import Inventory

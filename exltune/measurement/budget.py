@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from exltune.errors import UsageError
-from exltune.measure.cost import passes
-from exltune.measure.exhaustive import ExhaustivePlan
-from exltune.measure.few_swaps import FewSwapsPlan, least_budget
-from exltune.measure.plan import ProbePlan
-from exltune.measure.summary import QuantHead
+from exltune.measurement.cost import passes
+from exltune.measurement.exhaustive import ExhaustivePlan
+from exltune.measurement.few_swaps import FewSwapsPlan, least_budget
+from exltune.measurement.plan import ProbePlan
+from exltune.measurement.summary import QuantHead
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice
 

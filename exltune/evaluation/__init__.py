@@ -1,5 +1,5 @@
 """Finished quants on held-out text, against the unquantized model."""
 
-from exltune.evaluate.stage import evaluate_quants, whole
+from exltune.evaluation.stage import evaluate_quants, whole
 
 __all__ = ["evaluate_quants", "whole"]

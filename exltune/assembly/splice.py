@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exltune.build.assemble import half_weight, write_model
+from exltune.assembly.assemble import half_weight, write_model
 from exltune.engines.base import Progress
 from exltune.errors import QuantMismatchError, RecipeError
 from exltune.exl3.directory import QuantDir

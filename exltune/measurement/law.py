@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 
-from exltune.measure.noise import row_covariance
+from exltune.measurement.noise import row_covariance
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

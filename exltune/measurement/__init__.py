@@ -1,0 +1,33 @@
+"""What every group's bits do to the model's output: swaps on the reference, scored end to end."""
+
+from exltune.measurement.budget import DEFAULT_SHARE, Budget, parse_budget, plan_for
+from exltune.measurement.cost import passes
+from exltune.measurement.exhaustive import ExhaustivePlan
+from exltune.measurement.few_swaps import FewSwapsPlan
+from exltune.measurement.plan import Batch, ProbePlan
+from exltune.measurement.probes import probe_batches, probe_name, swap_units, uniform_mixes, wider_probes
+from exltune.measurement.reference import QuantReference
+from exltune.measurement.saliency import tensor_saliency
+from exltune.measurement.summary import QuantHead, QuantSizes, summarize
+
+__all__ = [
+    "DEFAULT_SHARE",
+    "Batch",
+    "Budget",
+    "ExhaustivePlan",
+    "FewSwapsPlan",
+    "ProbePlan",
+    "QuantHead",
+    "QuantReference",
+    "QuantSizes",
+    "parse_budget",
+    "passes",
+    "plan_for",
+    "probe_batches",
+    "probe_name",
+    "summarize",
+    "swap_units",
+    "tensor_saliency",
+    "uniform_mixes",
+    "wider_probes",
+]
