@@ -84,7 +84,10 @@ def kept_row(model: str, method: str, share: float, seeds: int, mix_seeds: int) 
 
 def _sources() -> str:
     """Hash of what decides an estimate."""
-    files = [*sorted(Path(exltune.__file__).parent.glob("measurement/*.py")), ROOT / "benchmarks/measurement_methods.py"]
+    files = [
+        *sorted(Path(exltune.__file__).parent.glob("measurement/*.py")),
+        ROOT / "benchmarks/measurement_methods.py",
+    ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -109,7 +109,9 @@ def searched(model: str, delta: float, seed: int, kind: str) -> Row:
 def _sources() -> str:
     """Hash of what decides a search."""
     package = Path(exltune.__file__).parent
-    files = sorted((*package.glob("measurement/*.py"), *package.glob("search/*.py"), package / "pipeline/optimization/optimize.py"))
+    files = sorted(
+        (*package.glob("measurement/*.py"), *package.glob("search/*.py"), package / "pipeline/optimization/optimize.py")
+    )
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -19,12 +19,12 @@ from search_stage import OPEN, QUANTS, ROOT, SAME_WIDTHS, Stage, restricted
 from exltune.metrics import mean_and_se, row_means
 from exltune.pipeline.common.reporter import Silent
 from exltune.pipeline.optimization.optimize import OptimizeOptions, SearchOutcome, _Run
-from exltune.pipeline.optimization.search import Scorer
 from exltune.schema.candidate import Candidate
 from exltune.schema.mix import Mix, MixSize
 from exltune.schema.tokens import Split
 from exltune.search import OF_BASELINE, SearchOptions, SearchProblem, baseline_mixes, load_all_rules
 from exltune.search.baselines.methods import strategy, uniform
+from exltune.search.loop.rounds import Scorer
 from exltune.search.space.space import Space
 
 #: Passes that ours may spend beside the seeds' scores, and mixes that the black boxes may score.

@@ -14,14 +14,13 @@ from exltune.budget import Limits, ModelProfile, SizeModel
 from exltune.budget.plan.limits import weights_budget
 from exltune.engines.base import ScoreStats
 from exltune.errors import BudgetError, NonFiniteError
-from exltune.pipeline.common.reporter import Silent
-from exltune.pipeline.optimization.search import run_rounds
 from exltune.schema.hardware import Hardware, Use
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Mix
 from exltune.schema.probe import ProbedMix, Swap
 from exltune.schema.score import Score
 from exltune.search import History, Knobs, Search, SearchOptions, SearchProblem, knob_study, open_storage, sampler
+from exltune.search.loop.rounds import run_rounds
 from exltune.store.probes import ProbeStore
 from exltune.store.score_cache import CachedRows, ScoreCache
 from exltune.testing.laws import INVENTORY, WIDTHS, Law
@@ -123,7 +122,7 @@ def run_search(
         turned = Knobs(study, problems, [{} for _ in problems])
     search = Search(problems, settings, rows, History(), turned)
     found = (scores or cache_of(engine)).on(tokens_of(rows))
-    run_rounds(search, found, Silent())
+    run_rounds(search, found, lambda done, total, what: None)
     return Ran(search, engine, found)
 
 

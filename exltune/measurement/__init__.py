@@ -6,9 +6,10 @@ from exltune.measurement.exhaustive import ExhaustivePlan
 from exltune.measurement.few_swaps import FewSwapsPlan
 from exltune.measurement.plan import Batch, ProbePlan
 from exltune.measurement.probes import probe_batches, probe_name, swap_units, uniform_mixes, wider_probes
-from exltune.measurement.reference import QuantReference
-from exltune.measurement.saliency import tensor_saliency
+from exltune.measurement.reference import QuantReference, quant_reference
+from exltune.measurement.saliency import saliencies, tensor_saliency
 from exltune.measurement.summary import QuantHead, QuantSizes, summarize
+from exltune.measurement.timing import seconds_per_pass
 
 __all__ = [
     "DEFAULT_SHARE",
@@ -25,6 +26,9 @@ __all__ = [
     "plan_for",
     "probe_batches",
     "probe_name",
+    "quant_reference",
+    "saliencies",
+    "seconds_per_pass",
     "summarize",
     "swap_units",
     "tensor_saliency",

@@ -58,23 +58,23 @@ _TABLE = (
     # What a model answers to prompts.
     Algorithm("generate", 1, ("engines/sampling.py", "publish/openai_client.py")),
     # Which mixes a measurement scores, and what it makes of them.
-    Algorithm("measure", 1, ("measurement", "pipeline/measurement/measure_plan.py")),
+    Algorithm("measure", 1, ("measurement",)),
     Algorithm("size", 1, ("budget/size.py", "budget/directory.py")),
     # What cards and RAM hold: weights, cache, transients; limits and plans.
     Algorithm("memory", 1, ("budget", "schema/hardware.py")),
     Algorithm("law", 1, ("search/law",)),
     Algorithm("rules", 1, ("search/rules", "schema/heuristics.py")),
     Algorithm("baselines", 1, ("search/baselines",)),
-    Algorithm("search", 1, ("search", "pipeline/optimization/search.py", "pipeline/optimization/optimize.py")),
+    Algorithm("search", 1, ("search", "pipeline/optimization/optimize.py")),
     # Which of the mixes found is handed over, and how it is held against others.
     Algorithm(
         "judge",
         1,
         (
+            "search/loop/outcome.py",
             "search/loop/ranking.py",
             "evaluation",
             "pipeline/evaluation/verdict.py",
-            "pipeline/evaluation/held_out.py",
             "store/quants",
         ),
     ),

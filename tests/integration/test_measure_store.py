@@ -146,7 +146,7 @@ def test_export_and_merge(store, tmp_path):
 def test_hours_are_timed_once_and_the_plan_stays(moe_model, quants, data, tmp_path, monkeypatch):
     """A busier machine or a kill must not make another plan of the same command."""
     seconds = iter([3600 / 25, 3600 / 50])
-    timed = "exltune.pipeline.measurement.measure_plan.seconds_per_pass"
+    timed = "exltune.pipeline.measurement.measure.seconds_per_pass"
     monkeypatch.setattr(timed, lambda engine, tokens: next(seconds))
     store = tmp_path / "shared.db"
 

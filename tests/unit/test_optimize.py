@@ -186,7 +186,7 @@ def test_nothing_finite_is_an_error_and_leaves_no_recipe(bench: Bench) -> None:
 def test_time_ends_the_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes on by a minute whenever it is asked."""
     now = iter(range(0, 10**6, 60))
-    monkeypatch.setattr("exltune.pipeline.optimization.search.time.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("exltune.search.loop.rounds.time.monotonic", lambda: float(next(now)))
     long = replace(_SHORT, search=SearchOptions(passes=1000, batch=4), seconds=1000.0)
     done = bench.run(settings=long)
     assert 1 <= len(done.detail.rounds) < 12

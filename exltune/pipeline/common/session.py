@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from exltune.engines.ray.options import RayOptions
     from exltune.store.quants.directories import BaseQuant
+    from exltune.store.quants.held_out import HeldOut
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,12 @@ class Session:
         )
         store = user_scores() if self.store is None else self.store
         return ScoreCache(self.engine, ProbeStore(Database(store), context), self._content)
+
+    def held_out(self, *, trust: bool = False) -> HeldOut:
+        """What tells whether a quant has seen the held-out rows. trust: take those that nobody can tell of."""
+        from exltune.store.quants.held_out import HeldOut
+
+        return HeldOut(self.model, self.data, self.token_sets[Split.HELD_OUT], trust=trust)
 
     def add_quants(self, quants: Mapping[Choice, Path]) -> None:
         """Let mixes name further quant directories."""

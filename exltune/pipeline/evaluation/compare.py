@@ -18,12 +18,12 @@ from exltune.inventory import check_same_model
 from exltune.metrics import evaluation_row
 from exltune.pipeline.common.commands import command_line
 from exltune.pipeline.common.session import Session
-from exltune.pipeline.evaluation.held_out import HeldOut
 from exltune.pipeline.evaluation.scored import read_scored
 from exltune.pipeline.evaluation.tasks import TaskOptions, check_answers, task_runs
 from exltune.schema.compare import CompareResult, Outcome, ScoredQuant, Source, TaskRuns
 from exltune.schema.tokens import Split
 from exltune.store.files import refuse_existing_file
+from exltune.store.quants.held_out import HeldOut
 from exltune.store.quants.reference import described
 from exltune.store.records import write_record
 
@@ -129,7 +129,7 @@ class _Run:
     @cached_property
     def held_out(self) -> HeldOut:
         """What tells whether a quant has seen them."""
-        return HeldOut(self.session, trust=self.settings.trust_data)
+        return self.session.held_out(trust=self.settings.trust_data)
 
     def open(self, side: Side, role: str) -> _Opened:
         """Check one side by itself."""

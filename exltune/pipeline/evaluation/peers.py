@@ -20,7 +20,6 @@ from exltune.inventory import load_unquantized, read_config
 from exltune.metrics import evaluation_row, paired_difference
 from exltune.pipeline.common.commands import command_line
 from exltune.pipeline.common.session import Session
-from exltune.pipeline.evaluation.held_out import HeldOut
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.inventory import Inventory, Role
 from exltune.schema.mix import REFERENCE, UNQUANTIZED_BITS, Choice, Mix, MixSize, choice_of_bits
@@ -61,7 +60,7 @@ def peers(
         )
     load_unquantized(session.model)
     reporter, quants = session.reporter, session.base_quants
-    new = HeldOut(session, trust=trust_data)
+    new = session.held_out(trust=trust_data)
     remarks = [remark for quant in quants for remark in new.check(quant.path)]
     with TemporaryDirectory(prefix="exltune-peers-") as folder:
         simulated = _Simulation(session.engine, Path(folder), tuple(dict.fromkeys(groups)))

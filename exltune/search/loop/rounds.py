@@ -5,24 +5,39 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from exltune.engines.base import Progress
 from exltune.metrics import row_means
-from exltune.pipeline.common.reporter import Reporter
 from exltune.schema.candidate import Candidate
 from exltune.schema.mix import Choice, Mix
 from exltune.schema.score import Score
 from exltune.schema.search import ScoredMix
-from exltune.search import OF_BASELINE, History, Proposal, Search
-from exltune.store.score_cache import CachedRows
+from exltune.search.loop.history import OF_BASELINE, History
+from exltune.search.loop.loop import Search
+from exltune.search.loop.sources import Proposal
 
 #: Progress is counted in thousandths of a pass.
 _MILLI = 1000
 
 
-def score_baselines(baselines: Sequence[Candidate], scores: CachedRows, history: History, progress: Progress) -> None:
+class RowScores(Protocol):
+    """Scores on the search set, remembered for good: a search that is taken up again asks everything again."""
+
+    def __len__(self) -> int:
+        """Rows of the set."""
+        ...
+
+    def finite(
+        self, mixes: Sequence[Mix], rows: range | None = None, progress: Progress | None = None
+    ) -> list[Score | None]:
+        """A score for each mix on rows (all if None), None where it is NaN or inf."""
+        ...
+
+
+def score_baselines(baselines: Sequence[Candidate], scores: RowScores, history: History, progress: Progress) -> None:
     """Score baselines on all rows and add them to the history, each mix once."""
     distinct = list({baseline.mix.key: baseline for baseline in reversed(baselines)}.values())[::-1]
     found = scores.finite([baseline.mix for baseline in distinct], progress=progress)
@@ -35,25 +50,24 @@ def score_baselines(baselines: Sequence[Candidate], scores: CachedRows, history:
     )
 
 
-def run_rounds(search: Search, scores: CachedRows, reporter: Reporter, *, seconds: float | None = None) -> None:
+def run_rounds(search: Search, scores: RowScores, progress: Progress, *, seconds: float | None = None) -> None:
     """Propose, score and learn until the passes or the time are spent or nothing new is found."""
     began = time.monotonic()
     slowest = 0.0
-    with reporter.stage("Searching") as progress:
-        watch = _Watch(search, progress)
-        _score_proposals(search.first(), search, scores, range(search.ledger.rows), watch)
-        while seconds is None or time.monotonic() - began + slowest < seconds:
-            start = time.monotonic()
-            proposals = search.propose()
-            if not proposals:
-                return
-            _score_proposals(proposals, search, scores, range(search.ledger.half), watch)
-            rest = range(search.ledger.half, search.ledger.rows)
-            _score_proposals(search.survivors(proposals), search, scores, rest, watch)
-            done = search.conclude(proposals)
-            incumbent = ", ".join(f"{kld:.4f}" for kld in done.incumbent_kld if kld is not None)
-            watch.what = f"round {done.number}: incumbent KL {incumbent}"
-            slowest = max(slowest, time.monotonic() - start)
+    watch = _Watch(search, progress)
+    _score_proposals(search.first(), search, scores, range(search.ledger.rows), watch)
+    while seconds is None or time.monotonic() - began + slowest < seconds:
+        start = time.monotonic()
+        proposals = search.propose()
+        if not proposals:
+            return
+        _score_proposals(proposals, search, scores, range(search.ledger.half), watch)
+        rest = range(search.ledger.half, search.ledger.rows)
+        _score_proposals(search.survivors(proposals), search, scores, rest, watch)
+        done = search.conclude(proposals)
+        incumbent = ", ".join(f"{kld:.4f}" for kld in done.incumbent_kld if kld is not None)
+        watch.what = f"round {done.number}: incumbent KL {incumbent}"
+        slowest = max(slowest, time.monotonic() - start)
 
 
 @dataclass
@@ -76,7 +90,7 @@ class _Watch:
 
 
 def _score_proposals(
-    proposals: Sequence[Proposal], search: Search, scores: CachedRows, rows: range, watch: _Watch
+    proposals: Sequence[Proposal], search: Search, scores: RowScores, rows: range, watch: _Watch
 ) -> None:
     """Score rows of mixes, behind those that they have been scored on already, and take them in."""
     if not proposals or not rows:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from exltune.corpora import TokenSet
 from exltune.corpora.dealing import token_sets
 from exltune.errors import CompareRefusedError, DataError
-from exltune.pipeline.common.session import Session
 from exltune.schema.provenance import Provenance
 from exltune.schema.quant import QuantRecord
 from exltune.schema.tokens import SPLIT_SHARES, DataOptions, Split
@@ -17,11 +17,13 @@ _OTHERS = tuple(split for split in Split if split is not Split.HELD_OUT)
 
 
 class HeldOut:
-    """The held-out rows of a gate, and what may be known of a quant's own texts."""
+    """The held-out rows that quants are compared on, and what may be known of a quant's own texts.
 
-    def __init__(self, session: Session, *, trust: bool) -> None:
-        self.reference, self.data, self.trust = session.model, session.data, trust
-        self.tokens = session.token_sets[Split.HELD_OUT]
+    reference: the model directory, whose tokenizer counts. data: what the rows, `tokens`, were dealt from.
+    """
+
+    def __init__(self, reference: Path, data: DataOptions, tokens: TokenSet, *, trust: bool) -> None:
+        self.reference, self.data, self.tokens, self.trust = reference, data, tokens, trust
         self._dealt: dict[DataOptions, frozenset[str]] = {}
 
     def check(self, quant: Path) -> tuple[str, ...]:
