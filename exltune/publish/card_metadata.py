@@ -90,12 +90,12 @@ def source_repo(model: Path) -> str:
     raise UsageError(f"the Hub's name of {model.name} is not known", fix="Give `base_model`, such as zai-org/GLM-4.7")
 
 
-def check_repo_id(repo_id: str, option: str) -> str:
-    """The name itself. Raises: UsageError naming the option where the Hub would not take it."""
+def check_repo_id(repo_id: str, field: str) -> str:
+    """The name itself. Raises: UsageError naming the field where the Hub would not take it."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UsageError(f"{option} {repo_id!r} is no name on the Hub", fix="Write OWNER/NAME") from error
+        raise UsageError(f"{field} {repo_id!r} is no name on the Hub", fix="Write OWNER/NAME") from error
     if repo_id.count("/") != 1:
-        raise UsageError(f"{option} {repo_id!r} has no owner", fix=f"Write OWNER/{repo_id}")
+        raise UsageError(f"{field} {repo_id!r} has no owner", fix=f"Write OWNER/{repo_id}")
     return repo_id

@@ -93,7 +93,7 @@ def test_front_matter_from_the_base_model():
 @pytest.mark.parametrize("name", ["a", "a/b/c", "a b/c", "", "a/-b", "a/b.git"])
 def test_names_that_the_hub_refuses(name):
     with pytest.raises(UsageError, match="`repo_id`"):
-        check_repo_id(name, "--repo-id")
+        check_repo_id(name, "`repo_id`")
 
 
 PUBLISHED = [

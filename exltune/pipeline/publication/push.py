@@ -124,7 +124,7 @@ def _page(readme: Path, repo_id: str, branches: Sequence[str]) -> dict[str, Path
         raise DataError(
             f"the card's commands name {card.repo_id}, not {repo_id}",
             where=str(card_file),
-            fix=f"{_AGAIN}, `repo_id` {repo_id} and `force`",
+            fix=f"{_AGAIN} for {repo_id} and with `force`",
         )
     for branch in branches:
         if branch not in card.branches:
@@ -140,10 +140,12 @@ def _page(readme: Path, repo_id: str, branches: Sequence[str]) -> dict[str, Path
 def _check_sources(page: Mapping[str, Path], hashes: Mapping[str, str]) -> None:
     for name, path in page.items():
         if not path.is_file():
-            raise DataError(f"{name}, which the card shows, is missing", where=str(path), fix=f"{_AGAIN} and `force`")
+            raise DataError(
+                f"{name}, which the card shows, is missing", where=str(path), fix=f"{_AGAIN} and with `force`"
+            )
         if name in hashes and hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
             raise DataError(
-                "it has changed since the card was made from it", where=str(path), fix=f"{_AGAIN} and `force`"
+                "it has changed since the card was made from it", where=str(path), fix=f"{_AGAIN} and with `force`"
             )
 
 
@@ -156,7 +158,7 @@ def _check_tables(readme: Path, card: Card) -> None:
             raise DataError(
                 f"the row {row!r}, which {CARD} has, is not there or was changed",
                 where=str(readme),
-                fix=f"{_AGAIN} and `force`, and write your own words around the tables",
+                fix=f"{_AGAIN} and with `force`, and write your own words around the tables",
             )
 
 
