@@ -102,7 +102,7 @@ def test_measure(moe_model, quants, measurement, data, tmp_path):
     assert outcome.code == 0
     assert "18 of 54 mixes are scored" in outcome.stderr
     assert out.read_bytes() == measurement.read_bytes()
-    assert names(tmp_path) == ["measurement.json", "probes.db"]
+    assert names(tmp_path) == ["measurement.json", "scores.db"]
 
 
 @pytest.mark.parametrize(
@@ -161,4 +161,4 @@ def test_two_processes_in_one_output(moe_model, quants, recipe, data, tmp_path):
             outcome = exltune(*arguments)
             assert (outcome.code, "another exltune is at work" in outcome.stderr) == (8, True)
         succeed(*arguments)
-    assert names(out) == ["m.json", "mix", "probes.db"]
+    assert names(out) == ["m.json", "mix", "scores.db"]
