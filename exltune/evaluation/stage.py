@@ -26,7 +26,7 @@ def whole(inventory: Inventory, choice: Choice) -> Mix:
 
 
 #: As Engine.score, or a score cache's.
-Scorer = Callable[[Sequence[Mix], Tensor, Progress | None], list[Score]]
+Scorer = Callable[[Sequence[Mix], "Tensor", Progress | None], list[Score]]
 
 
 def evaluate_quants(

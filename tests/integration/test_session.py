@@ -142,19 +142,18 @@ def test_a_killed_tune_ends_as_if_nothing_had_happened(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("where", "words"),
+    ("command", "words"),
     [
-        ("exltune.pipeline.evaluation.evaluate:write_record", ("evaluate", "MODEL", "A", "B")),
-        ("exltune.pipeline.evaluation.compare:write_record", ("compare", "A", "--against", "B", "--reference", "MODEL")),
+        ("evaluate", ("MODEL", "A", "B")),
+        ("compare", ("A", "--against", "B", "--reference", "MODEL", "--tolerance", "60%")),
     ],
 )
 def test_scores_of_judging_outlive_a_kill(
-    moe_model: Path, quants: Path, data: list[str], tmp_path: Path, where: str, words: tuple[str, ...]
+    moe_model: Path, quants: Path, data: list[str], tmp_path: Path, command: str, words: tuple[str, ...]
 ) -> None:
     places = {"MODEL": moe_model, "A": quants / "3bpw_H6", "B": quants / "4bpw_H6"}
-    more = ("--tolerance", "60%") if words[0] == "compare" else ()
-    arguments = (*(places.get(word, word) for word in words), *more, "--out", tmp_path / "o.json", *data)
-    run_until_killed(where, 1, *arguments)
+    arguments = (command, *(places.get(word, word) for word in words), "--out", tmp_path / "o.json", *data)
+    run_until_killed(f"exltune.pipeline.evaluation.{command}:write_record", 1, *arguments)
     assert (tmp_path / "scores.db").is_file()
     # It would die here if it asked for any score again.
     arm = "exltune.engines.reference.engine:ReferenceEngine.score"

@@ -134,7 +134,7 @@ class Session:
 
         if self.quants_dir is None:
             raise UsageError("this needs base quants", fix="Give the session the folder of `quants`")
-        quants = tuple(find_base_quants(self.quants_dir, self.model))
+        quants = tuple(find_base_quants(self.quants_dir, self.model, self.fingerprint))
         self.add_quants(paths_of(quants))
         return quants
 
