@@ -17,6 +17,9 @@ from exltune.measure.estimates import EstimatedSwaps
 from exltune.measure.probes import SwapUnit, probe_name
 from exltune.schema.score import Score
 
+#: Of this file: another one where a method estimates otherwise.
+VERSION = 1
+
 #: Rows of a replicate's search set: that of the demo.
 ROWS = 128
 
