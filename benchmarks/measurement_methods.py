@@ -17,6 +17,9 @@ from exltune.measurement.estimates import EstimatedSwaps
 from exltune.measurement.probes import SwapUnit, probe_name
 from exltune.schema.score import Score
 
+#: Of this file: another one where a method estimates otherwise.
+VERSION = 1
+
 #: Rows of a replicate's search set: that of the demo.
 ROWS = 128
 
