@@ -64,7 +64,7 @@ def main() -> None:
             out, watch = Path(folder) / str(workers) / "m.json", Stopwatch()
             limit_workers(workers)
             with Session(
-                asked.model, texts, quants=asked.quants, engine=engine, store=out.with_name("probes.db"), reporter=watch
+                asked.model, texts, quants=asked.quants, engine=engine, store=out.with_name("scores.db"), reporter=watch
             ) as session:
                 measure(session, out, MeasureOptions(budget=Budget(everything=True)))
             seconds[workers] = watch.seconds

@@ -37,7 +37,7 @@ OPEN: Literal["auto"] = "auto"
 #: A measurement that scores every swap on all rows.
 EVERYTHING = Budget(everything=True)
 #: Scores of all models, shared by all benchmarks and their processes.
-SCORES = WORK / "probes.db"
+SCORES = WORK / "scores.db"
 #: What decides a result beside its measurement and its scores, which are kept by content.
 _ALGORITHMS = ("search", "law", "rules", "baselines", "size", "memory", "judge")
 _LIBRARIES = ("numpy", "scipy", "optuna")
