@@ -3,7 +3,7 @@
     python benchmarks/measurement.py [--models ...] [--shares]
 
 Every replicate draws 128 rows as its search set; the truth is every swap on all the other rows. Cost is counted in
-passes: every layer and the head once on all 128 rows, states that swaps share counted once (exltune.measurement.passes),
+passes: every layer and the head once on all 128 rows, states that swaps share counted once (`measurement.passes`),
 as a share of what swapping every group, head and cache at every width costs. A method's mix is the exact knapsack on
 its estimates; it is scored on rows that neither side has seen, beside the mix from the truth. Scores are kept under
 out/measurement-benchmark/: the benchmark goes on where it was stopped. The table goes to measurements/measurement.json.
