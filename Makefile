@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint docs clean
 
 # torch comes first and pinned: whatever is installed after it finds it satisfied.
 $(STAMP): pyproject.toml constraints.txt
@@ -29,5 +29,9 @@ check: lint
 test: lint
 	$(VENV)/bin/pytest -n 2 --dist loadfile
 
+# Every warning ends it; the pages are in site/index.html and need no network.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --clean
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

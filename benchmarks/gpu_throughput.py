@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from random_model import write_random_model
 
-from exltune.build import splice_model
+from exltune.assembly import splice_model
 from exltune.engines.base import ScoreStats
 from exltune.engines.exllamav3.engine import ExllamaEngine
 from exltune.engines.exllamav3.runtime import import_exllamav3

@@ -21,11 +21,11 @@ from rich.table import Table
 
 from exltune.budget import SizeModel
 from exltune.inventory import groups_at_level, inventory_from_config, model_shape
+from exltune.schema.defaults import DEFAULT_HEAD_BITS
 from exltune.schema.inventory import Inventory
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-HEAD_BITS = 6.0
 #: What others say their way takes (shared/UPSTREAM.md, DESIGN.md): hours for GLM-4.7.
 PUBLISHED = {
     "exllamav3's measure, all quants": "24 (published)",
@@ -87,7 +87,7 @@ class Work:
         self.chosen = int(config.get("num_experts_per_tok", 0))
         sizes = SizeModel(self.inventory, "mul1")
         self.unquantized_bytes = sizes.uniform_size(16, 16).size_bytes
-        self.quants_bytes = sum(sizes.uniform_size(bits, HEAD_BITS).size_bytes for bits in widths)
+        self.quants_bytes = sum(sizes.uniform_size(bits, DEFAULT_HEAD_BITS).size_bytes for bits in widths)
 
     @property
     def weights(self) -> int:

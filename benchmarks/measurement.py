@@ -3,7 +3,7 @@
     python benchmarks/measurement.py [--models ...] [--shares]
 
 Every replicate draws 128 rows as its search set; the truth is every swap on all the other rows. Cost is counted in
-passes: every layer and the head once on all 128 rows, states that swaps share counted once (exltune.measure.passes),
+passes: every layer and the head once on all 128 rows, states that swaps share counted once (`measurement.passes`),
 as a share of what swapping every group, head and cache at every width costs. A method's mix is the exact knapsack on
 its estimates; it is scored on rows that neither side has seen, beside the mix from the truth. Scores are kept under
 out/measurement-benchmark/: the benchmark goes on where it was stopped. The table goes to measurements/measurement.json.
@@ -16,21 +16,20 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from measurement_methods import METHODS, ROWS, Draw, Guess, truth_of
+from measurement_methods import METHODS, ROWS, VERSION, Draw, Guess, truth_of
 from measurement_truth import BLOCK, BLOCKS, WORK, members, pool_of, score_truth
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 from search_stage import MODELS, ROOT
 
-import exltune
 from exltune.budget import SizeModel
 from exltune.schema.mix import Mix
 from exltune.search.solve.knapsack import Option, solve_knapsack
+from exltune.store.identity import identity
 
 #: Shares of the exhaustive cost.
 SHARES = (0.05, 0.1, 0.2)
@@ -45,6 +44,9 @@ _OTHERS = (6, 1)
 
 #: Shares of methods that cost nothing, or whose first half of the passes must already do.
 _ONLY = {"rfn alone": (TENTH,), "law, adaptive rows": SHARES[1:]}
+
+#: What an estimate depends on beside the methods and the scores that are kept.
+_ALGORITHMS, _LIBRARIES = ("measure", "size", "codec", "search"), ("numpy", "scipy")
 
 Floats = npt.NDArray[np.float64]
 
@@ -71,21 +73,16 @@ class Row:
 
 
 def kept_row(model: str, method: str, share: float, seeds: int, mix_seeds: int) -> Row:
-    """A line of the table, from its file where it was done before with these sources."""
-    digest = hashlib.sha256(repr((model, method, share, seeds, mix_seeds, _sources())).encode()).hexdigest()
-    file = WORK / "rows" / f"{digest[:20]}.json"
+    """A line of the table, from its file where it was done before with these versions."""
+    asked = {"model": model, "method": method, "share": share, "seeds": seeds, "mix_seeds": mix_seeds}
+    key = identity("measurement benchmark", algorithms=_ALGORITHMS, libraries=_LIBRARIES, methods=VERSION, asked=asked)
+    file = WORK / "rows" / f"{key[:20]}.json"
     if file.is_file():
         return Row(**json.loads(file.read_text()))
     row = row_of(model, method, share, seeds, mix_seeds)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(row)))
     return row
-
-
-def _sources() -> str:
-    """Hash of what decides an estimate."""
-    files = [*sorted(Path(exltune.__file__).parent.glob("measure/*.py")), ROOT / "benchmarks/measurement_methods.py"]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def row_of(model: str, method: str, share: float, seeds: int, mix_seeds: int) -> Row:

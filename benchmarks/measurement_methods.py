@@ -12,10 +12,13 @@ import numpy.typing as npt
 from measurement_truth import BLOCKS, DESIGN_BLOCKS, WORK, Pool, members, pool_of
 
 from exltune.exl3.distortion import nmse
-from exltune.measure import Batch, ExhaustivePlan, FewSwapsPlan, passes, swap_units
-from exltune.measure.estimates import EstimatedSwaps
-from exltune.measure.probes import SwapUnit, probe_name
+from exltune.measurement import Batch, ExhaustivePlan, FewSwapsPlan, passes, swap_units
+from exltune.measurement.estimates import EstimatedSwaps
+from exltune.measurement.probes import SwapUnit, probe_name
 from exltune.schema.score import Score
+
+#: Of this file: another one where a method estimates otherwise.
+VERSION = 1
 
 #: Rows of a replicate's search set: that of the demo.
 ROWS = 128

@@ -11,22 +11,19 @@ them; results under out/measurement-benchmark/search/. The table goes to measure
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from measurement_truth import WORK, pool_of
 from scipy import stats
 from search_methods import PASSES, Cell, Row, ours
-from search_stage import MODELS, OPEN, QUANTS, ROOT, Stage, at_measurement, stage_of
+from search_stage import MODELS, OPEN, QUANTS, ROOT, Stage, at_measurement, key_of, stage_of
 
-import exltune
-from exltune.measure import Budget, plan_for, probe_name, summarize
+from exltune.measurement import Budget, plan_for, probe_name, summarize
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import Mix
 from exltune.schema.score import Score
@@ -64,7 +61,7 @@ def default_measurement(model: str) -> tuple[Measurement, float]:
     stage, pool = stage_of(model), pool_of(model)
     detail = stage.measurement.exltune
     bits = {quant.choice: quant.bits for quant in pool.quants}
-    rows = len(stage.tokens[Split.SEARCH])
+    rows = len(stage.scores(Split.SEARCH))
     plan = plan_for(pool.inventory, 3, bits, pool.head, rows, Budget(), lambda: 0.0)
     swaps = {
         probe_name(unit.id, probe.choice): probe.kld_rows
@@ -76,13 +73,13 @@ def default_measurement(model: str) -> tuple[Measurement, float]:
         for batch in plan.next({})
         for mix in batch.mixes
     }
-    sizes = quant_sizes(pool.inventory, pool.quants, pool.head.bits)
+    sizes = quant_sizes(pool.inventory, pool.quants, pool.head.bits, stage.session.fingerprint)
     found = summarize(pool.inventory, 3, sizes, pool.head, scores, detail.data, detail.provenance)
     return found, max(len(score.kl_ref_mix) for score in scores.values()) / rows
 
 
 def _scored(stage: Stage, mix: Mix) -> Sequence[float]:
-    (score,) = stage.engine.score([mix], stage.tokens[Split.SEARCH])
+    (score,) = stage.scores(Split.SEARCH).score([mix])
     return (np.array(score.kl_ref_mix) / score.positions).tolist()
 
 
@@ -91,26 +88,18 @@ def _score(mix: Mix, klds: Sequence[float], rows: int) -> Score:
 
 
 def searched(model: str, delta: float, seed: int, kind: str) -> Row:
-    """What the search hands over, from its file where it was done before with these sources."""
-    digest = hashlib.sha256(repr((model, delta, seed, kind, PASSES, _sources())).encode()).hexdigest()
-    file = WORK / "search" / f"{digest[:20]}.json"
+    """What the search hands over, from its file where it was done before with these versions."""
+    stage = stage_of(model)
+    measurement = default_measurement(model)[0] if kind == DEFAULT else stage.measurement
+    key = key_of("measurement search", measurement, model=model, delta=delta, seed=seed, kind=kind, passes=PASSES)
+    file = WORK / "search" / f"{key}.json"
     if file.is_file():
         return Row(**json.loads(file.read_text()))
-    stage = stage_of(model)
-    space = stage.space(delta, QUANTS.widths, OPEN)
-    if kind == DEFAULT:
-        space = at_measurement(space, default_measurement(model)[0])
+    space = at_measurement(stage.space(delta, QUANTS.widths, OPEN), measurement)
     row = ours(Cell(stage, delta), kind, space, SearchOptions(passes=PASSES, seed=seed))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(row)))
     return row
-
-
-def _sources() -> str:
-    """Hash of what decides a search."""
-    package = Path(exltune.__file__).parent
-    files = sorted((*package.glob("measure/*.py"), *package.glob("search/*.py"), package / "pipeline/optimize.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def pair(model: str, delta: float, seed: int) -> Pair:

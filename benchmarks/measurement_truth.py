@@ -13,25 +13,24 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from search_stage import QUANTS, ROOT
-from search_stage import WORK as QUANTS_OF
+from search_stage import QUANTS, ROOT, quants_of
 from torch import Tensor
 
 from exltune.corpora.dealing import ids, token_sets
-from exltune.engines.base import Engine, open_engine
-from exltune.inventory import groups_at_level, load_inventory
-from exltune.measure import ExhaustivePlan, QuantHead
+from exltune.engines.base import Engine
+from exltune.inventory import groups_at_level
+from exltune.measurement import ExhaustivePlan, QuantHead
+from exltune.pipeline.common.session import EngineOptions, Session
 from exltune.pipeline.demo import DEMO_DATA
 from exltune.pipeline.quants.quantize import quantize
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.tokens import Split
-from exltune.store.quants.base_quants import BaseQuant, find_base_quants, head_source, paths_of
+from exltune.store.quants.base_quants import BaseQuant, head_source
 
 WORK = ROOT / "out" / "measurement-benchmark"
 #: Rows of a block, and of all sets together in the larger deal.
@@ -50,22 +49,24 @@ class Pool:
 
     model: str
 
+    @cached_property
+    def session(self) -> Session:
+        """On the model and the base quants of the search benchmark; these are made where they are not there yet."""
+        folder = quants_of(self.model)
+        session = Session(ROOT / "models" / self.model, DEMO_DATA, quants=folder, engine=EngineOptions("reference"))
+        if not all((folder / QUANTS.directory(bits)).is_dir() for bits in QUANTS.widths):
+            quantize(session, folder, QUANTS)
+        return session
+
     @property
-    def folder(self) -> Path:
-        """The model's directory."""
-        return ROOT / "models" / self.model
+    def quants(self) -> tuple[BaseQuant, ...]:
+        """The base quants, ascending in bits."""
+        return self.session.base_quants
 
-    @cached_property
-    def quants(self) -> list[BaseQuant]:
-        """The base quants of the search benchmark, ascending in bits; made where they are not there yet."""
-        if not all((QUANTS_OF / self.model / "quants" / QUANTS.directory(bits)).is_dir() for bits in QUANTS.widths):
-            quantize(self.folder, QUANTS_OF / self.model / "quants", QUANTS, DEMO_DATA)
-        return find_base_quants(QUANTS_OF / self.model / "quants", self.folder)
-
-    @cached_property
+    @property
     def inventory(self) -> Inventory:
         """The model's inventory."""
-        return load_inventory(self.folder)
+        return self.session.inventory
 
     @cached_property
     def head(self) -> QuantHead:
@@ -82,16 +83,17 @@ class Pool:
     @cached_property
     def tokens(self) -> Tensor:
         """(pool rows, T) in random order."""
-        sets = token_sets(DEMO_DATA.model_copy(update={"rows": DEALT}), self.folder)
+        sets = token_sets(DEMO_DATA.model_copy(update={"rows": DEALT}), self.session.model)
         rows = torch.cat([ids(sets[split]) for split in (Split.SEARCH, Split.SELECTION, Split.HELD_OUT)])
         order = list(range(len(rows)))
         random.Random(6).shuffle(order)
         return rows[order]
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
-        """An engine on the base quants."""
-        return open_engine("reference", self.folder, paths_of(self.quants))
+        """An engine that knows the base quants."""
+        assert self.quants, "the engine knows them from here on"
+        return self.session.engine
 
     @cached_property
     def swaps(self) -> tuple[Mix, ...]:

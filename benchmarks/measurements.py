@@ -16,6 +16,7 @@ from rich.console import Console
 from exltune.budget import Limits
 from exltune.cli.console import RichReporter
 from exltune.cli.tables import evaluation_table, standings_table, verdict_lines
+from exltune.pipeline.common.session import Session
 from exltune.pipeline.demo import DEMO_DATA
 from exltune.pipeline.tune import WIDE, evaluation_of, tune
 from exltune.schema.measurement import Measurement
@@ -36,9 +37,9 @@ def main() -> None:
     for name in arguments.models:
         out = arguments.work / name
         shutil.rmtree(out, ignore_errors=True)
-        model = ROOT / "models" / name
         asked = SpaceOptions(Limits(target_bpw=arguments.target_bpw), head=AUTO)
-        result = tune(model, out, asked, WIDE, DEMO_DATA, reporter=RichReporter())
+        with Session(ROOT / "models" / name, DEMO_DATA, reporter=RichReporter()) as session:
+            result = tune(session, out, asked, WIDE)
         measurement = read_record(out / MEASUREMENT, Measurement)
         write_record(ROOT / "measurements" / f"{name}.json", relative(measurement))
         console.rule(name)

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from exltune.build import assemble_quant
+from exltune.assembly import assemble_quant
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.writer import PendingTensor, write_tensors
 from exltune.inventory import inventory_from_config, model_shape, unquantized_shapes
+from exltune.schema.defaults import DEFAULT_HEAD_BITS
 from exltune.schema.inventory import Inventory, LinearSpec
 from exltune.schema.mix import Choice, choice_of_bits
 
 #: Random numbers are drawn once and repeated: 7 GB of a layer would take a minute to draw.
 _BLOCK = 1 << 22
-_HEAD_BITS = 6.0
 
 
 def write_random_model(root: Path, config: Mapping[str, Any], widths: Sequence[float]) -> dict[Choice, Path]:
@@ -39,7 +39,7 @@ def write_random_model(root: Path, config: Mapping[str, Any], widths: Sequence[f
             path.mkdir(parents=True, exist_ok=True)
             specs = {spec.key: spec for spec in inventory.linears}
             linear = partial(_quantized, specs, inventory.head.tensors, bits, draw)
-            settings = {"bits": bits, "head_bits": _HEAD_BITS, "calibration": {"rows": 0, "cols": 0}}
+            settings = {"bits": bits, "head_bits": DEFAULT_HEAD_BITS, "calibration": {"rows": 0, "cols": 0}}
             assemble_quant(model, path, inventory, linear, {**settings, "out_scales": "always", "codebook": "mul1"})
     return paths
 
@@ -90,7 +90,7 @@ def _plain(draw: _Draw, name: str, shape: tuple[int, ...]) -> torch.Tensor:
 def _quantized(
     specs: Mapping[str, LinearSpec], head: Sequence[str], width: float, draw: _Draw, key: str
 ) -> list[PendingTensor]:
-    spec, bits = specs[key], _HEAD_BITS if key in head else width
+    spec, bits = specs[key], DEFAULT_HEAD_BITS if key in head else width
     shape = (spec.padded_in // 16, spec.padded_out // 16, int(16 * bits))
     suh = draw.signs(spec.padded_in) * spec.in_features**-0.5
     suh[spec.in_features :] = 0

@@ -19,10 +19,13 @@ from pathlib import Path
 from exltune.budget import parse_size
 from exltune.corpora.dealing import data_options_of
 from exltune.engines import Resources
-from exltune.engines.ray.cluster import RayOptions, RayScorer
-from exltune.measure import Budget
+from exltune.engines.base import Progress
+from exltune.engines.ray.cluster import Cluster
+from exltune.engines.ray.options import RayOptions
+from exltune.measurement import Budget
 from exltune.pipeline.common.reporter import Silent
-from exltune.pipeline.measurement.measure import measure
+from exltune.pipeline.common.session import EngineOptions, Session
+from exltune.pipeline.measurement.measure import MeasureOptions, measure
 
 
 class Stopwatch(Silent):
@@ -31,9 +34,15 @@ class Stopwatch(Silent):
     seconds = 0.0
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[object]:  # type: ignore[override]
+    def stage(self, name: str) -> Iterator[Progress]:
+        """Every stage; only the last one's seconds stay."""
         started: list[float] = []
-        yield lambda done, total, what: started.append(time.perf_counter()) if done or started else None
+
+        def progress(done: int, total: int, what: str) -> None:
+            if done:
+                started.append(time.perf_counter())
+
+        yield progress
         self.seconds = time.perf_counter() - started[0]
 
 
@@ -47,21 +56,17 @@ def main() -> None:
     parser.add_argument("--max-ram", default="24MiB")
     asked = parser.parse_args()
     texts = data_options_of([], rows=asked.rows, row_length=asked.row_length)
+    resources = Resources(state_bytes=parse_size(asked.max_ram, "--max-ram"))
+    engine = EngineOptions(resources=resources, ray=RayOptions())
     seconds, files = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for workers in (1, 2):
             out, watch = Path(folder) / str(workers) / "m.json", Stopwatch()
             limit_workers(workers)
-            measure(
-                asked.model,
-                asked.quants,
-                out,
-                texts,
-                budget=Budget(everything=True),
-                resources=Resources(state_bytes=parse_size(asked.max_ram, "--max-ram")),
-                ray=RayOptions(),
-                reporter=watch,
-            )
+            with Session(
+                asked.model, texts, quants=asked.quants, engine=engine, store=out.with_name("scores.db"), reporter=watch
+            ) as session:
+                measure(session, out, MeasureOptions(budget=Budget(everything=True)))
             seconds[workers] = watch.seconds
             files.append(out.read_bytes())
             print(f"{workers} worker(s): {watch.seconds:.1f} s")
@@ -72,8 +77,8 @@ def main() -> None:
 
 
 def limit_workers(count: int) -> None:
-    """Let the scorer start this many workers, whatever the cluster has room for."""
-    RayScorer._room = lambda scorer: count  # type: ignore[method-assign]
+    """Let a cluster start this many workers, whatever it has room for."""
+    Cluster._room = lambda _: count  # type: ignore[method-assign,misc,assignment]
 
 
 if __name__ == "__main__":

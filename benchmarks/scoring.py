@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,11 +27,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from exltune.engines.reference.engine import ReferenceEngine
 from exltune.engines.streaming.prefix_tree import build_tree
-from exltune.metrics import ReferenceLogits
+from exltune.metrics.logits import ReferenceLogits
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import REFERENCE, Mix
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from exltune.testing.tiny_models import CONFIGS, make_tiny_model
 
 DEMO_SHAPE = CONFIGS["glm4moe"] | {

@@ -9,27 +9,23 @@ stopped at any point and goes on, and a second run prints the table at once. The
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from search_ablations import ABLATIONS, ablation, bound
 from search_methods import MIXES, PASSES, Cell, Row, baselines, both_spaces, evopress, optuna_tpe
-from search_stage import DELTAS, MODELS, ROOT, WORK, prepare, stage_of
+from search_stage import DELTAS, MODELS, ROOT, WORK, key_of, prepare, stage_of
 from search_table import report
 
-import exltune
 from exltune.cli.console import RichReporter
 
-#: Sources that decide what a method proposes; scores are kept by their input and outlive changes of these.
-_SOURCES = ("search/*.py", "pipeline/optimize.py", "pipeline/search.py")
 #: The target of the ablations, those of the long search on the smallest model, and black boxes that come first.
 ABLATED = 0.5
 BOUNDED = {"glm4moe": (0.5, 1.5)}
@@ -44,23 +40,24 @@ class Task:
     model: str
     delta: float
     seed: int = 0
-    version: str = ""
 
     @property
     def file(self) -> Path:
         """Where its rows are kept."""
-        key = hashlib.sha256(repr((self, PASSES, MIXES)).encode()).hexdigest()[:16]
+        measurement = stage_of(self.model).measurement
+        key = key_of("search benchmark", measurement, task=self, passes=PASSES, mixes=MIXES)
         return WORK / "results" / f"{self.kind}-{self.model}-{self.delta:g}-{self.seed}-{key}.json"
 
 
 def run(task: Task) -> tuple[list[Row], float]:
     """Rows of a task and its seconds, from its file where it was done before."""
-    if task.file.is_file():
-        return [Row(**row) for row in json.loads(task.file.read_text())], 0.0
+    file = task.file
+    if file.is_file():
+        return [Row(**row) for row in json.loads(file.read_text())], 0.0
     began = time.monotonic()
     rows = _rows(task, Cell(stage_of(task.model), task.delta))
-    task.file.parent.mkdir(parents=True, exist_ok=True)
-    task.file.write_text(json.dumps([asdict(row) for row in rows]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([asdict(row) for row in rows]))
     return rows, time.monotonic() - began
 
 
@@ -124,8 +121,7 @@ def main() -> None:
     arguments = _arguments()
     for model in () if arguments.kept else arguments.models:
         prepare(model, RichReporter())
-    version = _sources()
-    tasks = [replace(task, version=version) for task in tasks_of(arguments)]
+    tasks = tasks_of(arguments)
     if arguments.kept:
         rows = [row for task in tasks for row in kept(task)]
     else:
@@ -139,14 +135,6 @@ def main() -> None:
 
 def _alone() -> None:
     torch.set_num_threads(1)
-
-
-def _sources() -> str:
-    digest = hashlib.sha256()
-    for pattern in _SOURCES:
-        for file in sorted(Path(exltune.__file__).parent.glob(pattern)):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,7 +10,8 @@ from dataclasses import replace
 from search_methods import PASSES, Assignment, Cell, Row, mutated, ours
 from search_stage import OPEN, QUANTS, SAME_WIDTHS, at_measurement, with_flat_singles
 
-from exltune.search import SOURCES, SearchOptions, surrogate
+from exltune.search import SOURCES, SearchOptions
+from exltune.search.law import surrogate
 
 _ALL = SearchOptions(passes=PASSES)
 #: Settings of the loop that leave something out.
@@ -69,7 +70,7 @@ def bound(cell: Cell) -> Row:
                 batch[child] = None
         if not batch:
             break
-        known |= dict(zip(batch, cell.kld(list(batch), slice(None)), strict=True))
+        known |= dict(zip(batch, cell.kld(list(batch)), strict=True))
         best = min(known, key=lambda assignment: known[assignment])
     choices = problem.candidate_of("", best).mix.choices
     return cell.row("bound", choices, passes=len(known) + start.passes, mixes=len(known) + start.mixes)

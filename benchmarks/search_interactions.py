@@ -99,7 +99,7 @@ def cross_validated(
 def _with_own_roles(problem: SearchProblem) -> SearchProblem:
     """The problem with a role for every unit, and so an exponent."""
     found = replace(problem)
-    found.__dict__["units"] = tuple(replace(unit, role=unit.id) for unit in problem.units)
+    found.__dict__["units"] = tuple(unit.model_copy(update={"role": unit.id}) for unit in problem.units)
     return found
 
 

@@ -21,11 +21,11 @@ from statistics import fmean, median, stdev
 
 import torch
 from search_methods import PASSES, Cell, Row, ours
-from search_stage import MODELS, WORK, prepare, stage_of
+from search_stage import MODELS, WORK, key_of, prepare, stage_of
 
 from exltune.cli.console import RichReporter
 from exltune.inventory import groups_at_level
-from exltune.measure import Budget, parse_budget
+from exltune.measurement import Budget, parse_budget
 from exltune.search import SearchOptions
 
 #: Targets in bpw above the uniform K=2 quant.
@@ -51,12 +51,13 @@ class Task:
 
 def run(task: Task) -> Row:
     """What the search hands over, from its file where it was done before."""
-    file = WORK / "results" / f"level-{task.model}-{task.delta:g}-l{task.level}-{task.seed}-{task.at}-{PASSES:g}.json"
+    stage = stage_of(task.model, task.level, task.budget)
+    key = key_of("search levels", stage.measurement, task=task, passes=PASSES)
+    file = WORK / "results" / f"level-{task.model}-{task.delta:g}-l{task.level}-{task.seed}-{key}.json"
     if file.is_file():
         return Row(**json.loads(file.read_text()))
-    cell = Cell(stage_of(task.model, task.level, task.budget), task.delta)
-    space = cell.stage.space(task.delta)
-    row = ours(cell, f"l{task.level}", space, SearchOptions(passes=PASSES, seed=task.seed))
+    cell = Cell(stage, task.delta)
+    row = ours(cell, f"l{task.level}", stage.space(task.delta), SearchOptions(passes=PASSES, seed=task.seed))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(row)))
     return row

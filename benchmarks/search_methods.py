@@ -8,10 +8,10 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.distributions import IntDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 from search_stage import OPEN, QUANTS, ROOT, SAME_WIDTHS, Stage, restricted
@@ -19,7 +19,6 @@ from search_stage import OPEN, QUANTS, ROOT, SAME_WIDTHS, Stage, restricted
 from exltune.metrics import mean_and_se, row_means
 from exltune.pipeline.common.reporter import Silent
 from exltune.pipeline.optimization.optimize import OptimizeOptions, SearchOutcome, _Run
-from exltune.pipeline.optimization.search import Scorer
 from exltune.schema.candidate import Candidate
 from exltune.schema.mix import Mix, MixSize
 from exltune.schema.tokens import Split
@@ -69,13 +68,10 @@ class Cell:
         self.stage, self.delta = stage, delta
         self.problem = stage.space(delta).problem
 
-    def row(self, method: str, choices: Mapping[str, str], seed: int = 0, **more: object) -> Row:
+    def row(self, method: str, choices: Mapping[str, str], seed: int = 0, **more: Any) -> Row:
         """Score a finished mix on the held-out set."""
         mix = Mix(name=method, choices=dict(choices))
-        score = {
-            split: self.stage.engine.score([mix], self.stage.tokens[split])[0]
-            for split in (Split.SEARCH, Split.HELD_OUT)
-        }
+        score = {split: self.stage.scores(split).score([mix])[0] for split in (Split.SEARCH, Split.HELD_OUT)}
         size = self.size_of(choices)
         held_out = score[Split.HELD_OUT]
         return Row(
@@ -97,43 +93,35 @@ class Cell:
         bits = {group: float(choices[group]) for group in self.problem.group_ids}
         return self.problem.sizes.mix_size(bits | {head: self.stage.measurement.exltune.heads[choices[head]]})
 
-    def kld(self, mixes: Sequence[Assignment], rows: slice) -> list[float]:
-        """Search KL of mixes on some rows."""
+    def kld(self, mixes: Sequence[Assignment], rows: range | None = None) -> list[float]:
+        """Search KL of mixes on some rows (all if None)."""
         named = [
             Mix(name=str(i), choices=self.problem.candidate_of("", one).mix.choices) for i, one in enumerate(mixes)
         ]
-        scores = self.stage.engine.score(named, self.stage.tokens[Split.SEARCH][rows])
+        scores = self.stage.scores(Split.SEARCH).score(named, rows)
         return [mean_and_se(score.kl_ref_mix, score.positions).mean for score in scores]
-
-
-class _InMemory(_Run):
-    """A run whose storage is memory: what is slow to come by, the scores, is kept by the engine."""
-
-    def _storage_url(self) -> None:
-        return None
 
 
 def search(
     cell: Cell, space: Space, settings: SearchOptions, *, rules: bool = True
 ) -> tuple[SearchOutcome, Sequence[Candidate]]:
-    """The pipeline's own search and verdict, with scores from the kept ones; and the seeds it had."""
+    """The pipeline's own search and verdict, with scores from the kept ones; and the baselines it had."""
     stage = cell.stage
     options = OptimizeOptions(search=settings)
     measurement = space.problem.measurement
     assert measurement is not None
-    run = _InMemory([space], options, measurement, Path("unused"), Silent(), ())
+    run = _Run([space], options, measurement, None, Silent(), ())
     if not rules:
         run.rules = ()
         known = {one.name for one in load_all_rules()}
-        run.seeds = [[seed for seed in seeds if seed.name not in known] for seeds in run.seeds]
-    engine = stage.engine
-    outcome = run.search(Scorer(engine, stage.tokens[Split.SEARCH]), Scorer(engine, stage.tokens[Split.SELECTION]))
-    return outcome, run.seeds[0]
+        run.baselines = [tuple(one for one in many if one.name not in known) for many in run.baselines]
+    outcome = run.search(stage.scores(Split.SEARCH), stage.scores(Split.SELECTION))
+    return outcome, run.baselines[0]
 
 
 def ours(cell: Cell, method: str, space: Space, settings: SearchOptions, *, rules: bool = True) -> Row:
     """What the search hands over."""
-    outcome, seeds = search(cell, space, settings, rules=rules)
+    outcome, known = search(cell, space, settings, rules=rules)
     winner, loop = outcome.standings[0][0], outcome.search
     assert loop is not None
     proposed = [mix for mix in loop.ledger.history.mixes.values() if not mix.source.startswith(OF_BASELINE)]
@@ -144,7 +132,7 @@ def ours(cell: Cell, method: str, space: Space, settings: SearchOptions, *, rule
         winner.choices,
         seed=settings.seed,
         passes=loop.ledger.passes,
-        mixes=len(proposed) + len({tuple(sorted(seed.mix.choices.items())) for seed in seeds}),
+        mixes=len(proposed) + len({one.mix.key for one in known}),
         note=note,
     )
 
@@ -169,7 +157,7 @@ def baselines(cell: Cell) -> list[Row]:
     ]
     rows.append(cell.row("exllamav3-greedy", own_greedy(cell)))
     named = [Mix(name=one.name, choices=seeds[one.name]) for one in rules]
-    scores = cell.stage.engine.score(named, cell.stage.tokens[Split.SEARCH])
+    scores = cell.stage.scores(Split.SEARCH).score(named)
     best = min(scores, key=lambda score: sum(score.kl_ref_mix))
     rows.append(cell.row("best-rules", seeds[best.mix], passes=float(len(rules)), mixes=len(rules), note=best.mix))
     return rows
@@ -211,7 +199,9 @@ def optuna_tpe(cell: Cell, seed: int) -> Row:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     problem, rng = cell.problem, random.Random(seed)
     study = optuna.create_study(sampler=TPESampler(seed=seed, multivariate=True, constant_liar=True))
-    ranges = {str(i): IntDistribution(0, len(unit.options) - 1) for i, unit in enumerate(problem.units)}
+    ranges: dict[str, BaseDistribution] = {
+        str(i): IntDistribution(0, len(unit.options) - 1) for i, unit in enumerate(problem.units)
+    }
     known: dict[Assignment, float] = {}
     while len(known) < MIXES:
         batch = {} if known else {_start(problem): None}
@@ -241,7 +231,7 @@ def evopress(cell: Cell, seed: int) -> Row:
     problem, rng = cell.problem, random.Random(seed)
     parent = _start(problem)
     known = {parent: cell.kld([parent], _half(cell))[0]}
-    best = cell.kld([parent], slice(None))[0]
+    best = cell.kld([parent])[0]
     rescored = 1
     while len(known) < MIXES:
         batch: dict[Assignment, None] = {}
@@ -256,20 +246,20 @@ def evopress(cell: Cell, seed: int) -> Row:
         known |= dict(zip(batch, cell.kld(list(batch), _half(cell)), strict=True))
         leaders = sorted(batch, key=lambda assignment: known[assignment])[:2]
         rescored += len(leaders)
-        for child, kld in zip(leaders, cell.kld(leaders, slice(None)), strict=True):
+        for child, kld in zip(leaders, cell.kld(leaders), strict=True):
             if kld < best:
                 parent, best = child, kld
     choices = problem.candidate_of("", parent).mix.choices
     return cell.row("evopress", choices, seed, passes=(len(known) + rescored) / 2, mixes=len(known))
 
 
-def _half(cell: Cell) -> slice:
-    return slice(0, len(cell.stage.tokens[Split.SEARCH]) // 2)
+def _half(cell: Cell) -> range:
+    return range(len(cell.stage.scores(Split.SEARCH)) // 2)
 
 
 def _best_of(cell: Cell, method: str, known: Mapping[Assignment, float], seed: int) -> Row:
     finalists = sorted(known, key=lambda assignment: known[assignment])[:_FINALISTS]
-    klds = cell.kld(finalists, slice(None))
+    klds = cell.kld(finalists)
     best = min(zip(klds, finalists, strict=True))[1]
     choices = cell.problem.candidate_of("", best).mix.choices
     return cell.row(method, choices, seed, passes=(len(known) + len(finalists)) / 2, mixes=len(known))

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from torch import Tensor
-
 from exltune.budget import Limits
-from exltune.corpora.dealing import ids, token_sets
-from exltune.engines.base import AUTO, Engine, Progress, open_engine
-from exltune.inventory import read_config
-from exltune.measure import Budget
+from exltune.measurement import Budget
 from exltune.pipeline.common.reporter import Reporter
+from exltune.pipeline.common.session import Session
 from exltune.pipeline.demo import DEMO_DATA
-from exltune.pipeline.measurement.measure import measure
+from exltune.pipeline.measurement.measure import MeasureOptions, measure
 from exltune.pipeline.quants.quantize import QuantizeOptions, quantize
 from exltune.schema.measurement import Measurement
-from exltune.schema.mix import Mix
-from exltune.schema.score import Score
 from exltune.schema.tokens import Split
 from exltune.search.law.costs import nmse
 from exltune.search.space.space import Space, SpaceOptions, search_space
+from exltune.store.identity import identity
+from exltune.store.names import QUANTS as QUANTS_FOLDER
 from exltune.store.records import read_record
+from exltune.store.score_cache import CachedRows
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "out" / "search-benchmark"
@@ -42,18 +36,38 @@ SAME_WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 OPEN: Literal["auto"] = "auto"
 #: A measurement that scores every swap on all rows.
 EVERYTHING = Budget(everything=True)
-#: Scores are kept by so many rows; the first rung of the search set is one such piece.
-_PIECE = 64
+#: Scores of all models, shared by all benchmarks and their processes.
+SCORES = WORK / "scores.db"
+#: What decides a result beside its measurement and its scores, which are kept by content.
+_ALGORITHMS = ("search", "law", "rules", "baselines", "size", "memory", "judge")
+_LIBRARIES = ("numpy", "scipy", "optuna")
 
 
 def prepare(model: str, reporter: Reporter, level: int = 3, budget: Budget = EVERYTHING) -> None:
     """Make a model's base quants and measurement, unless they are there."""
-    work, out = WORK / model, Stage(model, level, budget).file
-    # Not asked for again once they are there: quantize refuses quants of another version of the code.
-    if not all((work / "quants" / QUANTS.directory(bits)).is_dir() for bits in QUANTS.widths):
-        quantize(ROOT / "models" / model, work / "quants", QUANTS, DEMO_DATA, reporter=reporter)
-    if not out.is_file():
-        measure(ROOT / "models" / model, work / "quants", out, DEMO_DATA, level=level, budget=budget, reporter=reporter)
+    stage = Stage(model, level, budget)
+    with open_session(model, reporter) as session:
+        # Not asked for again once they are there: quantize refuses quants of another version of the code.
+        if not all((quants_of(model) / QUANTS.directory(bits)).is_dir() for bits in QUANTS.widths):
+            quantize(session, quants_of(model), QUANTS)
+        if not stage.file.is_file():
+            measure(session, stage.file, MeasureOptions(level, budget))
+
+
+def open_session(model: str, reporter: Reporter | None = None) -> Session:
+    """A session on a model, its base quants and the scores that are kept."""
+    return Session(ROOT / "models" / model, DEMO_DATA, quants=quants_of(model), store=SCORES, reporter=reporter)
+
+
+def quants_of(model: str) -> Path:
+    """The folder of a model's base quants."""
+    return WORK / model / QUANTS_FOLDER
+
+
+def key_of(what: str, measurement: Measurement, **inputs: object) -> str:
+    """What a result that is kept is known by: the first 16 hex digits of its identity."""
+    found = identity(what, algorithms=_ALGORITHMS, libraries=_LIBRARIES, measurement=measurement, **inputs)
+    return found[:16]
 
 
 @dataclass(frozen=True)
@@ -69,30 +83,27 @@ class Stage:
         """The measurement's file."""
         return WORK / self.model / f"measurement-l{self.level}{'' if self.budget.everything else '-part'}.json"
 
-    @property
-    def folder(self) -> Path:
-        """The model's directory."""
-        return ROOT / "models" / self.model
-
     @cached_property
     def measurement(self) -> Measurement:
         """All widths and heads."""
         return read_record(self.file, Measurement)
 
     @cached_property
-    def tokens(self) -> dict[Split, Tensor]:
-        """(rows, T) token ids of every set."""
-        return {split: ids(tokens) for split, tokens in token_sets(DEMO_DATA, self.folder).items()}
+    def session(self) -> Session:
+        """On the model and its base quants."""
+        return open_session(self.model)
 
-    @cached_property
-    def engine(self) -> KeptScores:
-        """Scores mixes, and never one twice."""
-        return KeptScores(self)
+    def scores(self, split: Split) -> CachedRows:
+        """Scores of mixes on a token set, none of them computed twice."""
+        session = self.session
+        assert session.base_quants, "the engine knows them from here on"
+        return session.scores.on(session.ids(split))
 
     def space(self, delta: float, widths: Sequence[float] = SAME_WIDTHS, head: Literal["auto"] | None = None) -> Space:
         """The problem at a target above the uniform K=2 quant, over some base quants; head: OPEN or the default."""
         asked = SpaceOptions(Limits(target_bpw=self.measurement.base.bpw + delta), head=head)
-        return search_space(read_config(self.folder), self.folder, restricted(self.measurement, widths), asked)
+        session = self.session
+        return search_space(session.config, session.model, restricted(self.measurement, widths), asked)
 
 
 @cache
@@ -111,62 +122,6 @@ def restricted(measurement: Measurement, widths: Sequence[float]) -> Measurement
     names = {f"uniform@{bits:g}" for bits in widths}
     mixes = tuple(row for row in detail.mixes if row.name in names)
     return measurement.model_copy(update={"exltune": detail.model_copy(update={"groups": groups, "mixes": mixes})})
-
-
-class KeptScores:
-    """An engine whose scores are kept in a SQLite file by quants, tokens and mix; KL(reference‖mix) only."""
-
-    name = "kept"
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        detail = stage.measurement.exltune
-        self._key = repr((detail.provenance.model_sha256, sorted(detail.quant_sha256.items())))
-        self._file = sqlite3.connect(WORK / "scores.db", timeout=60)
-        self._file.execute("PRAGMA journal_mode=WAL")
-        self._file.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, rows BLOB)")
-
-    @cached_property
-    def _engine(self) -> Engine:
-        quants = {choice: Path(path) for choice, path in self._stage.measurement.exltune.quants.items()}
-        return open_engine(AUTO, self._stage.folder, quants)
-
-    def score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None) -> list[Score]:
-        """As Engine.score; nothing but kl_ref_mix is filled in."""
-        pieces = [self._piece(mixes, piece, progress) for piece in tokens.split(_PIECE)]
-        return [
-            Score(
-                mix=mix.name,
-                positions=tokens.shape[1] - 1,
-                kl_ref_mix=tuple(np.concatenate([piece[index] for piece in pieces]).tolist()),
-                kl_mix_ref=(),
-                nll=(),
-                top_k=(),
-            )
-            for index, mix in enumerate(mixes)
-        ]
-
-    def _piece(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None) -> list[np.ndarray]:
-        """(rows,) sums of KL of every mix."""
-        text = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-        keys = [self._key_of(mix.choices, text) for mix in mixes]
-        found = {key: self._read(key) for key in keys}
-        missing = {key: mix for key, mix in zip(keys, mixes, strict=True) if found[key] is None}
-        if missing:
-            scores = self._engine.score(list(missing.values()), tokens, progress)
-            fresh = {key: np.array(score.kl_ref_mix) for key, score in zip(missing, scores, strict=True)}
-            with self._file:
-                rows = [(key, values.tobytes()) for key, values in fresh.items()]
-                self._file.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", rows)
-            found |= fresh
-        return [found[key] for key in keys]
-
-    def _key_of(self, choices: Mapping[str, str], text: str) -> str:
-        return hashlib.sha256(repr((self._key, text, sorted(choices.items()))).encode()).hexdigest()
-
-    def _read(self, key: str) -> np.ndarray | None:
-        row = self._file.execute("SELECT rows FROM scores WHERE key = ?", (key,)).fetchone()
-        return None if row is None else np.frombuffer(row[0])
 
 
 def with_flat_singles(measurement: Measurement) -> Measurement:

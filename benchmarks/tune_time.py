@@ -72,10 +72,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         parameters, tokens = make_model(work / "model"), make_text(work / "own.txt", arguments.tokens)
-        command = [Path(sys.executable).parent / "exltune", "tune", work / "model", "--out", work / "out", "--json"]
-        command += ["--data", work / "own.txt", "--target-bpw", arguments.target_bpw]
+        exltune = Path(sys.executable).parent / "exltune"
+        command = [exltune, "tune", work / "model", "--out", work / "out", "--json", "--data", work / "own.txt"]
+        command += ["--target-bpw", arguments.target_bpw]
         start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
         minutes = (time.perf_counter() - start) / 60
     print(f"{parameters:,} parameters, {tokens:,} tokens, {os.cpu_count()} cores: {minutes:.1f} minutes")
 

@@ -10,9 +10,7 @@ Names are imported when they are first used: `import exltune` itself costs nothi
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,18 +96,3 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """The public names, for completion; nothing is imported."""
     return [*__all__, "__version__"]
-
-
-class _Library(ModuleType):
-    """The module itself, where functions go before packages: `build`, `evaluate`, `measure` and `quantize` are both.
-
-    Python binds a package to its parent as soon as anything imports it, and `exltune.build` would be no function from
-    then on. Its contents are imported as ever: `from exltune.build import splice_model`.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Library

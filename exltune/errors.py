@@ -1,5 +1,6 @@
 """Every error a user can cause, drawn as a tree; each class has its own exit code.
 
+```text
 ExltuneError
 ├── UsageError              2   arguments that contradict each other or name nothing
 ├── ModelError              3   the model directory cannot be used
@@ -21,6 +22,7 @@ ExltuneError
 ├── HubError               19   the Hugging Face Hub refuses, fails or cannot be reached
 ├── EngineError            21   an engine cannot run here, or what it runs on fails
 └── WorkerLostError        20   workers of a cluster are lost again and again, or never come
+```
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """`pytest -m gpu` runs exllamav3 itself; everything else, on any machine, its Python on the stand-in."""
     if config.option.markexpr == "gpu":
         os.environ["EXLTUNE_TESTS_NATIVE"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Scores of commands without an output go to a folder of the tests'; matplotlib's fonts stay where they are."""
+    fonts = os.environ.get("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", fonts)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 # Tensors here are tiny: on a busy machine, waiting for a second thread costs more than it brings.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,13 +14,15 @@ from exltune.budget import Limits, ModelProfile, SizeModel
 from exltune.budget.plan.limits import weights_budget
 from exltune.engines.base import ScoreStats
 from exltune.errors import BudgetError, NonFiniteError
-from exltune.pipeline.common.reporter import Silent
-from exltune.pipeline.optimization.search import Scorer, run_rounds
 from exltune.schema.hardware import Hardware, Use
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Mix
+from exltune.schema.probe import ProbedMix, Swap
 from exltune.schema.score import Score
 from exltune.search import History, Knobs, Search, SearchOptions, SearchProblem, knob_study, open_storage, sampler
+from exltune.search.loop.rounds import run_rounds
+from exltune.store.probes import ProbeStore
+from exltune.store.score_cache import CachedRows, ScoreCache
 from exltune.testing.laws import INVENTORY, WIDTHS, Law
 
 
@@ -58,6 +60,10 @@ class LawEngine:
             top_k=(tuple(0 for _ in rows),) * 5,
         )
 
+    def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
+        """All of them."""
+        return 10**6
+
     @cached_property
     def row_passes(self) -> int:
         return sum(len(rows) for _, rows in self.scored)
@@ -65,7 +71,27 @@ class LawEngine:
 
 def tokens_of(rows: int, first: int = 0) -> torch.Tensor:
     """A token set whose first column names its rows."""
-    return torch.arange(first, first + rows)[:, None].repeat(1, 4)
+    return torch.arange(first, first + rows)[:, None].repeat(1, 11)
+
+
+class MemoryStore:
+    """A store of scores that keeps nothing: what a cache remembers beyond it lives as long as the cache."""
+
+    def find(self, keys: Iterable[str], rows: Sequence[bytes]) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def add(self, found: Any, rows: Sequence[bytes], row_length: int) -> None:
+        """Keep nothing."""
+
+
+def cache_of(engine: LawEngine) -> ScoreCache:
+    """A score cache over an engine, in memory; a mix is known by its choices."""
+    return ScoreCache(engine, cast(ProbeStore, MemoryStore()), _content)
+
+
+def _content(mix: Mix) -> ProbedMix:
+    return ProbedMix(name=mix.name, swaps={unit: Swap(choice=choice) for unit, choice in mix.key})
 
 
 @dataclass
@@ -74,7 +100,7 @@ class Ran:
 
     search: Search
     engine: LawEngine
-    scorer: Scorer
+    scores: CachedRows
 
 
 def run_search(
@@ -83,22 +109,21 @@ def run_search(
     settings: SearchOptions | None = None,
     *,
     rows: int = 8,
-    history: History | None = None,
+    scores: ScoreCache | None = None,
     knobs: str | None = "tpe",
 ) -> Ran:
     """The loop over problems, as the pipeline runs it but without seeds."""
     settings = settings or SearchOptions(passes=16, batch=8)
     storage = open_storage(None)
-    history = history or History(storage, "test")
     turned = None
     if knobs is not None:
         chosen = sampler(knobs, settings.seed, objectives=min(len(problems), 2))
         study = knob_study(storage, "test", chosen, objectives=min(len(problems), 2))
         turned = Knobs(study, problems, [{} for _ in problems])
-    search = Search(problems, settings, rows, history, turned)
-    scorer = Scorer(engine, tokens_of(rows))
-    run_rounds(search, scorer, Silent())
-    return Ran(search, engine, scorer)
+    search = Search(problems, settings, rows, History(), turned)
+    found = (scores or cache_of(engine)).on(tokens_of(rows))
+    run_rounds(search, found, lambda done, total, what: None)
+    return Ran(search, engine, found)
 
 
 def bpw_range(inventory: Inventory = INVENTORY, widths: Sequence[float] = WIDTHS) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from pydantic import ByteSize, TypeAdapter
 
 from exltune.errors import UsageError
 from exltune.schema.hardware import FP16_CACHE, CacheBits, SizeUnit
-from exltune.schema.mix import REFERENCE, UNQUANTIZED_BITS
+from exltune.schema.mix import CACHE_BITS, REFERENCE, UNQUANTIZED_BITS
 
 _SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE)
 _UNITS = ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB", "B")
@@ -17,50 +17,47 @@ _SHOWN: dict[SizeUnit, tuple[tuple[str, int], ...]] = {
     "GB": (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)),
 }
 _BYTES: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
-_CACHE_BITS = range(2, 9)
 _MANY_GPUS = 1024
 
 
-def parse_size(text: str, option: str = "size") -> int:
+def parse_size(text: str, name: str = "`size`") -> int:
     """`144GiB` -> bytes; TiB, GiB, MiB, KiB, TB, GB, MB, KB and B, in any case.
 
-    Raises: UsageError naming the option, for a number without a unit and for nothing or less.
+    Raises: UsageError naming the field, for a number without a unit and for nothing or less.
     """
     found = _SIZE.fullmatch(text)
     if found is None:
-        raise UsageError(f"{option} {text!r} is no size", fix="Write a positive number and its unit, as 24GiB")
+        raise UsageError(f"{name} {text!r} is no size", fix="Write a positive number and its unit, as 24GiB")
     number, unit = found["number"], found["unit"]
     if not unit:
         raise UsageError(
-            f"{option} {text!r} has no unit, and GiB and GB differ by 7 %",
+            f"{name} {text!r} has no unit, and GiB and GB differ by 7 %",
             fix=f"Write {number}GiB (2^30 bytes each) or {number}GB (10^9 bytes each)",
         )
     if unit.lower() not in {known.lower() for known in _UNITS}:
-        raise UsageError(f"{option} {text!r} has the unknown unit {unit!r}", fix=f"Write one of {', '.join(_UNITS)}")
+        raise UsageError(f"{name} {text!r} has the unknown unit {unit!r}", fix=f"Write one of {', '.join(_UNITS)}")
     size = int(_BYTES.validate_python(f"{number}{unit}"))
     if size < 1:
-        raise UsageError(f"{option} {text!r} is nothing", fix="Give a positive size, as 24GiB")
+        raise UsageError(f"{name} {text!r} is nothing", fix="Give a positive size, as 24GiB")
     return size
 
 
-def parse_gpus(text: str, option: str = "--gpus") -> tuple[int, ...]:
-    """`6x24GiB` or `24GiB,2x48GiB` -> bytes of each card, in order. Raises: UsageError naming the option."""
+def parse_gpus(text: str, name: str = "`gpus`") -> tuple[int, ...]:
+    """`6x24GiB` or `24GiB,2x48GiB` -> bytes of each card, in order. Raises: UsageError naming the field."""
     cards: list[int] = []
     for part in text.split(","):
         count, cross, size = part.rpartition("x")
         if cross and not re.fullmatch(r"\s*[1-9]\d*\s*", count):
-            raise UsageError(
-                f"{option} {part!r} has {count!r} cards", fix="Write a whole number above 0, as in 6x24GiB"
-            )
+            raise UsageError(f"{name} {part!r} has {count!r} cards", fix="Write a whole number above 0, as in 6x24GiB")
         number = int(count) if cross else 1
         if number > _MANY_GPUS:
-            raise UsageError(f"{option} {part!r} has more than {_MANY_GPUS} cards", fix="Write, for example, 6x24GiB")
-        cards += [parse_size(size, option)] * number
+            raise UsageError(f"{name} {part!r} has more than {_MANY_GPUS} cards", fix="Write, for example, 6x24GiB")
+        cards += [parse_size(size, name)] * number
     return tuple(cards)
 
 
-def parse_cache(text: str, option: str = "--cache") -> CacheBits:
-    """`5,4` -> bits of k and v; `5` is both, `fp16` is unquantized. Raises: UsageError naming the option."""
+def parse_cache(text: str, name: str = "`cache`") -> CacheBits:
+    """`5,4` -> bits of k and v; `5` is both, `fp16` is unquantized. Raises: UsageError naming the field."""
     written = text.strip().lower()
     if written in ("fp16", REFERENCE, f"{REFERENCE},{REFERENCE}"):
         return FP16_CACHE
@@ -69,14 +66,14 @@ def parse_cache(text: str, option: str = "--cache") -> CacheBits:
         digits = re.findall(r"\d+", written)
         instead = f"{digits[0]},{digits[1]}" if len(digits) == 2 else "5,4"
         raise UsageError(
-            f"{option} {text!r} is no pair of cache bits",
+            f"{name} {text!r} is no pair of cache bits",
             fix=f"Write {instead} (k,v in 2..8), or fp16 for no quantization",
         )
     bits = [int(part) for part in parts]
-    for name, width in zip("kv", bits, strict=False):
-        if width not in _CACHE_BITS:
+    for part, width in zip("kv", bits, strict=False):
+        if width not in CACHE_BITS:
             raise UsageError(
-                f"{option} {text!r} has {width} bits for {name}, and exllamav3's quantized cache has 2 to 8",
+                f"{name} {text!r} has {width} bits for {part}, and exllamav3's quantized cache has 2 to 8",
                 fix=f"Write k,v in 2..8, for example 5,4; fp16 ({UNQUANTIZED_BITS} bits) only for both",
             )
     return CacheBits(k=bits[0], v=bits[-1])

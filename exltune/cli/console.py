@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import typer
@@ -24,6 +26,10 @@ _INTERRUPTED = 130
 #: Where no bar can be drawn (a log file), a line this often.
 _LINE_SECONDS = 60.0
 _JSON = "exltune.json"
+#: The context of the command that runs.
+_RUNNING: ContextVar[Any] = ContextVar("exltune.running", default=None)
+#: A field, as messages of the library name it: `target_bpw`.
+_FIELD = re.compile(r"`([a-z][a-z0-9_]*)`")
 
 
 def output() -> Console:
@@ -31,11 +37,51 @@ def output() -> Console:
     return Console(width=None if sys.stdout.isatty() else max(_PIPE_COLUMNS, shutil.get_terminal_size().columns))
 
 
+def with_options(text: str) -> str:
+    """The library's text with its fields as the user writes them: `target_bpw` -> --target-bpw.
+
+    What the command that runs calls so comes first, be it an option or an argument; then the options of all commands.
+    Other fields stay as they are.
+    """
+    return _renamed(text, _written(_RUNNING.get()))
+
+
+def _renamed(text: str, written: Mapping[str, str]) -> str:
+    return _FIELD.sub(lambda found: written.get(found[1], found[0]), text)
+
+
+def _written(context: Any) -> Mapping[str, str]:
+    """Field -> option or argument, from the commands as they are declared."""
+    if context is None:
+        return {}
+    return option_names(context.find_root().command) | _own_names(context.command)
+
+
+def option_names(command: Any) -> dict[str, str]:
+    """Field -> option, of a command and all that are below it; the field is the option's name in Python."""
+    commands = getattr(command, "commands", None)
+    if commands is not None:
+        return {field: name for below in commands.values() for field, name in option_names(below).items()}
+    names = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
+    return {name[2:].replace("-", "_"): name for name in names}
+
+
+def _own_names(command: Any) -> dict[str, str]:
+    arguments = {
+        parameter.name: parameter.metavar or parameter.name.upper()
+        for parameter in command.params
+        if parameter.param_type_name == "argument"
+    }
+    return arguments | option_names(command)
+
+
 class RichReporter:
     """Progress bars with the time left, on standard error."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
+        # Remarks may come from threads, which do not see the context.
+        self._written = _written(_RUNNING.get())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
@@ -51,7 +97,7 @@ class RichReporter:
 
     def remark(self, text: str) -> None:
         """A line beside the bars."""
-        self.console.print(f"{text}.", highlight=False, style="dim")
+        self.console.print(f"{_renamed(text, self._written)}.", highlight=False, style="dim")
 
     def _bars(self) -> Progress:
         return Progress(
@@ -93,7 +139,7 @@ def errors_in_one_line(as_json: bool) -> Iterator[None]:
     try:
         yield
     except ExltuneError as error:
-        _fail(str(error), type(error).__name__, error.exit_code, as_json)
+        _fail(with_options(str(error)), type(error).__name__, error.exit_code, as_json)
     except OSError as error:
         if error.errno is None:
             raise
@@ -108,8 +154,12 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
-        with errors_in_one_line(bool(ctx.params.get("json"))):
-            return super().invoke(ctx)
+        token = _RUNNING.set(ctx)
+        try:
+            with errors_in_one_line(bool(ctx.params.get("json"))):
+                return super().invoke(ctx)
+        finally:
+            _RUNNING.reset(token)
 
 
 class Commands(TyperGroup):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from exltune.cli.console import output, print_json
+from exltune.cli.console import output, print_json, with_options
 
 if TYPE_CHECKING:
     from exltune.schema.evaluation import TuneResult
@@ -24,5 +24,5 @@ def show_tune(result: TuneResult, out: Path, json: bool) -> None:
     output().print(standings_table(result.verdict.standings))
     output().print(evaluation_table(evaluation_of(out).rows))
     for line in verdict_lines(result.verdict):
-        typer.echo(line)
+        typer.echo(with_options(line))
     typer.echo(f"Recipe: {result.recipe}\nModel:  {result.model}")

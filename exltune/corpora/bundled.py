@@ -18,9 +18,9 @@ def bundled_text_paths() -> list[Path]:
     """
     spec = importlib.util.find_spec("exllamav3")
     if spec is None or spec.origin is None:
-        raise DataError("exllamav3 is not installed", fix="pip install exllamav3, or give your own texts with --data")
+        raise DataError("exllamav3 is not installed", fix="pip install exllamav3, or give your own texts with `data`")
     folder = Path(spec.origin).parent / FOLDER
     paths = sorted(folder.glob("*.utf8"))
     if not paths:
-        raise DataError("exllamav3's bundled texts are missing", where=str(folder), fix="Give your own with --data")
+        raise DataError("exllamav3's bundled texts are missing", where=str(folder), fix="Give your own with `data`")
     return paths

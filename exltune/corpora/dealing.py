@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from exltune.corpora import (
     Cuts,
@@ -20,6 +19,9 @@ from exltune.corpora import (
 from exltune.corpora.sharp import SHARES
 from exltune.errors import DataError
 from exltune.schema.tokens import BUNDLED, DataOptions, DataSource, Split, Texts
+
+if TYPE_CHECKING:
+    import torch
 
 _NAMED = re.compile(r"([\w.+-]+)=(.+)")
 
@@ -78,6 +80,8 @@ def dealt(samples: Sequence[Sample], settings: DataOptions, tokenizer: ModelToke
 
 def ids(tokens: TokenSet) -> torch.Tensor:
     """Token ids (rows, T) int64 as engines take them."""
+    import torch
+
     return torch.from_numpy(tokens.ids)
 
 

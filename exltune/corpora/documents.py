@@ -73,7 +73,7 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise DataError("no such text file", where=str(path), fix="Check the path given with --data") from error
+        raise DataError("no such text file", where=str(path), fix="Check the path given with `data`") from error
     except UnicodeDecodeError as error:
         raise DataError("the file is not UTF-8 text", where=str(path), fix="Convert it to UTF-8 first") from error
     except OSError as error:

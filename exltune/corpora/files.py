@@ -15,7 +15,7 @@ def files_in(paths: Sequence[Path | str]) -> list[Path]:
         files += sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     if not files:
         names = ", ".join(map(str, paths)) or None
-        raise DataError("no text files given", where=names, fix="Name at least one file of texts with --data")
+        raise DataError("no text files given", where=names, fix="Name at least one file of texts with `data`")
     return files
 
 

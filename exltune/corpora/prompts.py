@@ -64,7 +64,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise DataError(
-            "no such file of prompts", where=str(path), fix="Check the path given with --prompts"
+            "no such file of prompts", where=str(path), fix="Check the path given with `prompts`"
         ) from error
     except UnicodeDecodeError as error:
         raise DataError("the file is not UTF-8 text", where=str(path), fix="Convert it to UTF-8 first") from error

@@ -46,7 +46,7 @@ def _read(path: Path, domain: str, tokenizer: ModelTokenizer) -> Sequence[Sample
     if kind not in (*_JSONL, *_PARQUET, *_PACKED):
         return text_documents(path, domain)
     if not path.is_file():
-        raise DataError("no such file", where=str(path), fix="Check the path given with --data")
+        raise DataError("no such file", where=str(path), fix="Check the path given with `data`")
     if kind in _PACKED:
         samples: Sequence[Sample] = packed_samples(path, domain, tokenizer)
     else:

@@ -154,7 +154,7 @@ class _Dealer:
             f"the texts hold {self._tokens()} tokens, which give {got} of the {needed} rows of {length} tokens needed "
             f"({rejected} rows were rejected because other sets hold the same text)",
             fix=f"Give more text ({needed * length} tokens at the least, rows use up whole documents), or ask for less "
-            "with --rows or --row-length",
+            "with `rows` or `row_length`",
         )
 
     def _check_domains(self) -> None:
@@ -164,7 +164,7 @@ class _Dealer:
             raise DataError(
                 f"the domain {empty!r} gives none of the rows of {self._row_length} tokens: its texts hold "
                 f"{self._tokens(empty)} tokens",
-                fix="Give it more text or a larger weight, shorten --row-length, or leave the domain out",
+                fix="Give it more text or a larger weight, shorten `row_length`, or leave the domain out",
             )
 
     def token_set(self, split: Split) -> TokenSet:

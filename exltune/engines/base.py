@@ -239,7 +239,7 @@ def open_engine(
     settings: dict[str, object] = {} if resources.state_bytes is None else {"state_bytes": resources.state_bytes}
     if resources.of_devices and not engine_class.needs_gpu:
         raise UsageError(
-            f"engine {resolved} runs on the CPU", fix="Leave --devices and --max-vram out, or take another --engine"
+            f"engine {resolved} runs on the CPU", fix="Leave `devices` and `max_vram` out, or take another `engine`"
         )
     settings |= resources.of_devices
     return engine_class(Path(model_dir), dict(quants or {}), **settings)

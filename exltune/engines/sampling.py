@@ -124,7 +124,7 @@ def _load(model_dir: Path) -> Any:
         raise ModelError(
             f"transformers cannot load it ({' '.join(str(error).split())})",
             where=str(model_dir),
-            fix="Serve the model and give its address with --url",
+            fix="Serve the model and give its address with `url`",
         ) from error
     finally:
         if bars:

@@ -8,9 +8,6 @@ from torch import Tensor
 #: Values that share a scale.
 GROUP = 32
 
-#: Widths that the kernels have.
-CACHE_BITS = (2, 3, 4, 5, 6, 7, 8)
-
 _ROOT = GROUP**-0.5
 
 

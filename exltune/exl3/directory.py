@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from exltune.errors import MissingTensorError, QuantMismatchError
 from exltune.exl3.codebooks import Codebook
-from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.schema.mix import UNQUANTIZED_BITS
+
+if TYPE_CHECKING:
+    import torch
+
+    from exltune.exl3.linear import QuantizedLinear
 
 _TRELLIS = ".trellis"
 
@@ -63,6 +65,8 @@ class QuantDir:
 
     def load(self, key: str) -> QuantizedLinear:
         """A quantized linear. Raises: MissingTensorError, CorruptFileError."""
+        from exltune.exl3.linear import QuantizedLinear
+
         if f"{key}.suh" not in self.files and f"{key}.su" in self.files:
             raise MissingTensorError(
                 f"{key} has packed signs (su, sv), a form older than exllamav3 1.0",

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from exltune.errors import CorruptFileError, MissingTensorError, NotAModelError, StorageError
+
+if TYPE_CHECKING:
+    import torch
 
 _DTYPE_BYTES = {
     "BOOL": 1,
@@ -99,6 +100,8 @@ def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 
     Raises: StorageError where the disk is full or refuses; no file is left then.
     """
+    from safetensors.torch import save_file
+
     file.touch()
     mode = file.stat().st_mode
     try:

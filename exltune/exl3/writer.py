@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import read_json, save_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_SHARD_BYTES = 8192 * 1024**2
 _CODEBOOK_MARKERS = ("mul1", "mcg")
@@ -111,6 +112,8 @@ def tensor_storage(quant: QuantDir) -> dict[str, Any]:
         modules[key] |= {"quant_format": "exl3", "bits_per_weight": int(bits) if bits.is_integer() else bits}
         codebook = quant.codebook(key)
         if codebook in _CODEBOOK_MARKERS:
+            import torch
+
             multiplier = quant.files.get(f"{key}.{codebook}").view(torch.uint32).item()
             modules[key][f"{codebook}_multiplier"] = multiplier
     return modules

@@ -6,13 +6,16 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from exltune.errors import CorruptFileError
 from exltune.exl3.tensors import TensorFiles
 from exltune.schema.inventory import Group
+
+if TYPE_CHECKING:
+    import torch
 
 #: Tensors of files up to this size are hashed whole; of those in a larger one the first row, as 700 GB must not take
 #: hours.
@@ -50,6 +53,8 @@ def _tensor_hashes(files: TensorFiles, names: Iterable[str]) -> dict[str, str]:
 
 
 def _content(tensor: torch.Tensor) -> str:
+    import torch
+
     return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 

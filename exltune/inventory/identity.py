@@ -7,8 +7,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from exltune.errors import (
     CorruptFileError,
     MissingTensorError,
@@ -62,6 +60,8 @@ def check_same_model(model_dir: str | Path, quant_dir: str | Path) -> None:
     Raises: QuantMismatchError for another or an incomplete model, NonFiniteError where the model itself is broken,
     and what reading either directory raises.
     """
+    import torch
+
     model, quant = Path(model_dir), Path(quant_dir)
     _check_configs(model, quant)
     model_files, quant_files = TensorFiles(model), TensorFiles(quant)

@@ -7,7 +7,7 @@ from typing import Unpack
 from exltune.library import arguments
 from exltune.library.arguments import PathArgument, optional
 from exltune.library.sessions import SessionArguments, session_on
-from exltune.measure import Budget, parse_budget
+from exltune.measurement import Budget, parse_budget
 from exltune.pipeline.common.session import Session
 from exltune.pipeline.measurement.measure import MeasureOptions
 from exltune.pipeline.measurement.measure import measure as run

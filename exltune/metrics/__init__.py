@@ -1,6 +1,8 @@
-"""Numbers that tell two models apart: KL both ways, likelihood of the next token, ordered top-k agreement."""
+"""Numbers that tell two models apart: KL both ways, likelihood of the next token, ordered top-k agreement.
 
-from exltune.metrics.logits import PositionMetrics, ReferenceLogits, score_logits
+What compares logits is in `metrics.logits`, which alone needs torch.
+"""
+
 from exltune.metrics.rows import evaluation_row, score_from_rows
 from exltune.metrics.statistics import (
     MeanAndError,
@@ -13,8 +15,6 @@ from exltune.metrics.statistics import (
 
 __all__ = [
     "MeanAndError",
-    "PositionMetrics",
-    "ReferenceLogits",
     "evaluation_row",
     "mean_and_se",
     "mean_interval",
@@ -22,5 +22,4 @@ __all__ = [
     "perplexity",
     "row_means",
     "score_from_rows",
-    "score_logits",
 ]

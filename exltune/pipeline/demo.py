@@ -37,5 +37,5 @@ def check_won(verdict: Verdict) -> None:
         raise VerdictError(
             f"the winner is {verdict.source!r}, and KL(ref‖uniform) - KL(ref‖tuned) is {verdict.difference:.4f} nats "
             f"(95 % interval {low:.4f} to {high:.4f}): not better than the uniform quant",
-            fix="This is a defect of exltune on this machine; please report it with the files in --out",
+            fix="This is a defect of exltune on this machine; please report it with the files in `out`",
         )

@@ -77,7 +77,7 @@ def license_of(base: Mapping[str, Any]) -> License:
     stated = base.get("license")
     if not isinstance(stated, str):
         raise UsageError(
-            "the base model's license is not known", fix="Give --license, such as apache-2.0, mit, or other"
+            "the base model's license is not known", fix="Give `license`, such as apache-2.0, mit, or other"
         )
     return License(id=stated, name=base.get("license_name"), link=base.get("license_link"))
 
@@ -87,15 +87,15 @@ def source_repo(model: Path) -> str:
     for part in reversed(model.parts):
         if part.startswith(_CACHED):
             return part.removeprefix(_CACHED).replace("--", "/")
-    raise UsageError(f"the Hub's name of {model.name} is not known", fix="Give --base-model, such as zai-org/GLM-4.7")
+    raise UsageError(f"the Hub's name of {model.name} is not known", fix="Give `base_model`, such as zai-org/GLM-4.7")
 
 
-def check_repo_id(repo_id: str, option: str) -> str:
-    """The name itself. Raises: UsageError naming the option where the Hub would not take it."""
+def check_repo_id(repo_id: str, field: str) -> str:
+    """The name itself. Raises: UsageError naming the field where the Hub would not take it."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UsageError(f"{option} {repo_id!r} is no name on the Hub", fix="Write OWNER/NAME") from error
+        raise UsageError(f"{field} {repo_id!r} is no name on the Hub", fix="Write OWNER/NAME") from error
     if repo_id.count("/") != 1:
-        raise UsageError(f"{option} {repo_id!r} has no owner", fix=f"Write OWNER/{repo_id}")
+        raise UsageError(f"{field} {repo_id!r} has no owner", fix=f"Write OWNER/{repo_id}")
     return repo_id

@@ -45,7 +45,7 @@ def check_comparable(evaluations: Sequence[tuple[Path, Evaluation]]) -> None:
             raise DataError(
                 f"its held-out tokens differ from those of {first_file}: one table cannot compare them",
                 where=str(file),
-                fix="Evaluate all quants with the same --data, --rows, --row-length and --seed",
+                fix="Evaluate all quants with the same `data`, `rows`, `row_length` and `seed`",
             )
 
 

@@ -21,7 +21,7 @@ def read_token(file: Path | None) -> str:
         token = get_token()
         if token is None:
             raise HubError(
-                "there is no token for the Hub", fix="Set HF_TOKEN, give --token-file FILE, or run hf auth login"
+                "there is no token for the Hub", fix="Set HF_TOKEN, give `token_file` FILE, or run hf auth login"
             )
         return token
     try:
@@ -29,7 +29,7 @@ def read_token(file: Path | None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         # The content is never shown, whatever it is.
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise StorageError(f"the token cannot be read ({reason})", where=str(file), fix="Check --token-file") from None
+        raise StorageError(f"the token cannot be read ({reason})", where=str(file), fix="Check `token_file`") from None
     if not token or any(not letter.isprintable() or letter.isspace() for letter in token):
         raise HubError("it holds no token", where=str(file), fix="Write the token alone into it")
     return token

@@ -143,7 +143,7 @@ class EndpointSampler:
             raise self._refused(path, error.response) from None
         except httpx2.TimeoutException:
             raise self._error(
-                f"no answer within {self._endpoint.timeout:g} s", fix=f"Give a longer --timeout; {_AGAIN}"
+                f"no answer within {self._endpoint.timeout:g} s", fix=f"Give a longer `timeout`; {_AGAIN}"
             ) from None
         except httpx2.HTTPError as error:
             raise self._error(
@@ -159,9 +159,9 @@ class EndpointSampler:
         status = response.status_code
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             what = "the server wants a key" if self._endpoint.key is None else "the server does not accept the key"
-            return self._error(what, fix="Give --key-file with a key for it")
+            return self._error(what, fix="Give `key_file` with a key for it")
         text = " ".join(response.text.split()) or response.reason_phrase
-        fix = "Check --url and --served-model" if status == HTTPStatus.NOT_FOUND else f"See its log; {_AGAIN}"
+        fix = "Check `url` and `served_model`" if status == HTTPStatus.NOT_FOUND else f"See its log; {_AGAIN}"
         return self._error(f"{path} answers {status}: {text}", fix=fix)
 
     def _error(self, what: str, *, fix: str) -> DeployError:
@@ -196,7 +196,7 @@ def _base_url(text: str) -> str:
     except httpx2.InvalidURL:
         url = httpx2.URL("")
     if url.scheme not in ("http", "https") or not url.host:
-        raise UsageError("--url names no http address", fix="For example --url http://127.0.0.1:5000")
+        raise UsageError("`url` names no http address", fix="For example `url` http://127.0.0.1:5000")
     if url.userinfo:
-        raise UsageError("--url holds a user or password", fix="Give a key with --key-file")
+        raise UsageError("`url` holds a user or password", fix="Give a key with `key_file`")
     return str(url.copy_with(query=None, fragment=None)).rstrip("/").removesuffix("/v1")

@@ -132,7 +132,7 @@ class TabbyClient:
         if found.permission != "admin":
             raise self._error(
                 "the key is an API key, and loading needs the admin key",
-                fix="Give --api-tokens with the server's api_tokens.yml, or --admin-key-file",
+                fix="Give `api_tokens` with the server's api_tokens.yml, or `admin_key_file`",
             )
 
     def models(self) -> tuple[str, ...]:
@@ -205,8 +205,8 @@ class TabbyClient:
         if any(word in message.lower() for word in _MEMORY):
             return self._error(
                 f"not enough memory to load {name}: {message}",
-                fix="Free the cards or restart the server and load again; else plan with less --context or --cache, "
-                "or give exltune plan --calibrate what the cards hold",
+                fix="Free the cards or restart the server and load again; else plan with less `context` or `cache`, "
+                "or tell exltune plan what the cards hold (`calibrate`)",
             )
         return self._error(f"loading {name} failed: {message}", fix="See the server's log")
 
@@ -224,7 +224,7 @@ class TabbyClient:
         status, message = response.status_code, _answer_of(response)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             what = "the server wants a key" if self._key is None else "the server does not accept the key"
-            raise self._error(what, fix="Give --api-tokens with the server's api_tokens.yml, or --admin-key-file")
+            raise self._error(what, fix="Give `api_tokens` with the server's api_tokens.yml, or `admin_key_file`")
         raise self._error(
             f"{response.request.method} {response.request.url.path} answers {status}: {message}",
             fix=_FIXES.get(status, "See the server's log"),
@@ -239,7 +239,7 @@ class TabbyClient:
             raise self._error(f"no connection within {_CONNECT_SECONDS:g} s, {doing}", fix=_START) from None
         except httpx2.TimeoutException:
             raise self._error(
-                f"nothing came for {self._timeout:g} s, {doing}", fix="Look at the server, or give a longer --timeout"
+                f"nothing came for {self._timeout:g} s, {doing}", fix="Look at the server, or give a longer `timeout`"
             ) from None
         except httpx2.ConnectError as error:
             raise self._error(f"no connection ({error}), {doing}", fix=_START) from None
@@ -272,9 +272,9 @@ def _checked_url(text: str) -> str:
     except httpx2.InvalidURL:
         url = httpx2.URL("")
     if url.scheme not in ("http", "https") or not url.host:
-        raise UsageError("--load names no http address", fix="For example --load http://127.0.0.1:5000")
+        raise UsageError("`load` names no http address", fix="For example `load` http://127.0.0.1:5000")
     if url.userinfo:
-        raise UsageError("--load holds a user or password, which TabbyAPI does not know", fix="Give --api-tokens")
+        raise UsageError("`load` holds a user or password, which TabbyAPI does not know", fix="Give `api_tokens`")
     return str(url.copy_with(query=None, fragment=None)).rstrip("/").removesuffix("/v1")
 
 

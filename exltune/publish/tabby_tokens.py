@@ -73,7 +73,7 @@ def read_key_file(path: Path) -> SecretStr:
         raise DataError(
             "it holds no key, which is one word of ASCII",
             where=str(path),
-            fix="Give a file with the admin key alone, or --api-tokens for TabbyAPI's api_tokens.yml",
+            fix="Give a file with the admin key alone, or `api_tokens` for TabbyAPI's api_tokens.yml",
         ) from None
 
 

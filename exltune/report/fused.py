@@ -17,5 +17,5 @@ def unfused_note(bits: Mapping[str, float], sizes: SizeModel) -> tuple[str, ...]
     where = ", ".join(f"{role} of layer {layer_ranges(layers)}" for role, layers in split.items())
     return (
         f"Two widths within {where}: exllamav3 runs two kernels there where equal bits share one, which is slower "
-        "(optimize --keep-fused keeps them equal)",
+        "(`keep_fused` of optimize keeps them equal)",
     )

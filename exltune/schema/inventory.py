@@ -97,9 +97,9 @@ class Unit(Record):
     """
 
     id: str
+    members: tuple[str, ...]
     role: Role | str
     layer: int | None
-    members: tuple[str, ...]
     numel: int
 
     @property

@@ -20,8 +20,11 @@ REFERENCE: Choice = str(UNQUANTIZED_BITS)
 CACHE_K = "cache.k"
 CACHE_V = "cache.v"
 
+#: Widths that exllamav3's kernels of the quantized cache have.
+CACHE_BITS = (2, 3, 4, 5, 6, 7, 8)
+
 #: What CACHE_K and CACHE_V may be; REFERENCE is the unquantized cache and the same as no key at all.
-CACHE_CHOICES: tuple[Choice, ...] = ("2", "3", "4", "5", "6", "7", "8", REFERENCE)
+CACHE_CHOICES: tuple[Choice, ...] = (*(str(bits) for bits in CACHE_BITS), REFERENCE)
 
 #: Choices of CACHE_K and CACHE_V.
 CacheChoice = tuple[Choice, Choice]

@@ -42,7 +42,7 @@ _TABLE = (
             "exl3/viterbi.py",
         ),
     ),
-    Algorithm("quantize", 1, ("quantize",)),
+    Algorithm("quantization", 1, ("quantization",)),
     # Inputs of linears: Hessians, and what a tensor's saliency comes from.
     Algorithm("capture.reference", 1, ("engines/reference/capture.py", "engines/reference/observe.py")),
     Algorithm("capture.exllamav3", 1, ("engines/exllamav3/capture.py",)),
@@ -54,32 +54,32 @@ _TABLE = (
     Algorithm("streaming", 1, ("engines/streaming",)),
     Algorithm("metrics", 1, ("metrics", "schema/score.py")),
     # From texts to four token sets.
-    Algorithm("token-sets", 1, ("corpora", "schema/tokens.py", "pipeline/texts/token_sets.py")),
+    Algorithm("token-sets", 1, ("corpora", "schema/tokens.py")),
     # What a model answers to prompts.
     Algorithm("generate", 1, ("engines/sampling.py", "publish/openai_client.py")),
     # Which mixes a measurement scores, and what it makes of them.
-    Algorithm("measure", 1, ("measure", "pipeline/measurement/measure_plan.py")),
+    Algorithm("measurement", 1, ("measurement",)),
     Algorithm("size", 1, ("budget/size.py", "budget/directory.py")),
     # What cards and RAM hold: weights, cache, transients; limits and plans.
     Algorithm("memory", 1, ("budget", "schema/hardware.py")),
     Algorithm("law", 1, ("search/law",)),
     Algorithm("rules", 1, ("search/rules", "schema/heuristics.py")),
     Algorithm("baselines", 1, ("search/baselines",)),
-    Algorithm("search", 1, ("search", "pipeline/optimization/search.py", "pipeline/optimization/optimize.py")),
+    Algorithm("search", 1, ("search", "pipeline/optimization/optimize.py")),
     # Which of the mixes found is handed over, and how it is held against others.
     Algorithm(
         "judge",
         1,
         (
+            "search/loop/outcome.py",
             "search/loop/ranking.py",
-            "evaluate",
+            "evaluation",
             "pipeline/evaluation/verdict.py",
-            "pipeline/evaluation/held_out.py",
-            "pipeline/quants/base_quants.py",
+            "store/quants",
         ),
     ),
     # Directories from tensors.
-    Algorithm("build", 1, ("build", "exl3/writer.py")),
+    Algorithm("assembly", 1, ("assembly", "exl3/writer.py")),
 )
 
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType({algorithm.name: algorithm for algorithm in _TABLE})

@@ -9,7 +9,7 @@ from exltune.search.baselines.strategy import (
 from exltune.search.law.surrogate import Surrogate
 from exltune.search.loop.history import OF_BASELINE, History
 from exltune.search.loop.loop import Search, SearchOptions
-from exltune.search.loop.samplers import SAMPLERS, Knobs, rule_bits, sampler
+from exltune.search.loop.samplers import SAMPLERS, Knobs, SamplerRow, rule_bits, sampler, sampler_names
 from exltune.search.loop.sources import SOURCES, Proposal
 from exltune.search.loop.study import knob_study, open_storage, storage_errors
 from exltune.search.problem.pairs import unfused
@@ -31,6 +31,7 @@ __all__ = [
     "Knobs",
     "Option",
     "Proposal",
+    "SamplerRow",
     "Search",
     "SearchOptions",
     "SearchProblem",
@@ -50,6 +51,7 @@ __all__ = [
     "rule_bits",
     "rules_mix",
     "sampler",
+    "sampler_names",
     "search_problem",
     "smallest_strategy_at_least",
     "solve",

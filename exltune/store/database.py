@@ -27,7 +27,7 @@ _DAMAGED = ("malformed", "not a database", "file is encrypted")
 class Database:
     """A database of probes, made when something is first written into it.
 
-    url: a file, or a URL as SQLAlchemy takes it (`sqlite:///probes.db`, `postgresql://...`).
+    url: a file, or a URL as SQLAlchemy takes it (`sqlite:///scores.db`, `postgresql://...`).
     Raises: UsageError for what names neither, DataError for a file that is damaged, another program's or of another
     version, StorageError where the database cannot be reached.
     """
@@ -37,7 +37,7 @@ class Database:
         self.name = self.url.render_as_string(hide_password=True) if self.file is None else str(self.file)
         if self.file is not None and self.file.is_dir():
             raise UsageError(
-                "a directory is no probe store", where=self.name, fix=f"Name a file, such as {self.file / 'probes.db'}"
+                "a directory is no probe store", where=self.name, fix=f"Name a file, such as {self.file / 'scores.db'}"
             )
         if self.exists:
             with self.errors(), self._engine.connect() as connection:
@@ -120,7 +120,7 @@ class Database:
         names = inspect(connection).get_table_names()
         if version.name not in names:
             if names:
-                raise DataError("it is another program's database", where=self.name, fix="Give another --store")
+                raise DataError("it is another program's database", where=self.name, fix="Give another `store`")
             return
         # Nothing yet where another process is making it at this moment.
         number = connection.execute(select(version.c.number)).scalar_one_or_none()
@@ -129,7 +129,7 @@ class Database:
                 f"the probe store has version {number}, and this exltune reads and writes version {SCHEMA_VERSION}",
                 where=self.name,
                 fix="Export it with the exltune that made it and merge that file into a new one, or give another "
-                "--store to measure anew",
+                "`store` to measure anew",
             )
 
     def _damaged(self, reason: str) -> DataError:
@@ -162,11 +162,11 @@ def _parse(url: str | Path) -> URL:
         known = parsed.get_backend_name() in _INSERT and (parsed.database or parsed.get_backend_name() != "sqlite")
         parsed.get_dialect().import_dbapi()
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise UsageError(f"{written!r} names no database ({error})", fix="For example --store probes.db") from error
+        raise UsageError(f"{written!r} names no database ({error})", fix="For example `store` scores.db") from error
     if not known:
         raise UsageError(
             f"{written!r} is no probe store: they are SQLite files and PostgreSQL databases",
-            fix="For example --store probes.db, or --store postgresql://user@host/database",
+            fix="For example `store` scores.db, or `store` postgresql://user@host/database",
         )
     return parsed
 

@@ -73,7 +73,7 @@ def _refuse_existing_directory(path: Path, *, force: bool, replaces: str) -> Non
             return
         if force and not (path / replaces).is_file():
             raise OutputExistsError(
-                f"it holds no {replaces}, so --force does not replace it", where=str(path), fix="Give another --out"
+                f"it holds no {replaces}, so `force` does not replace it", where=str(path), fix="Give another `out`"
             )
     refuse_existing(path, force=force and not path.is_file())
 
@@ -81,7 +81,7 @@ def _refuse_existing_directory(path: Path, *, force: bool, replaces: str) -> Non
 def refuse_existing(path: Path, *, force: bool = False) -> None:
     """Raise OutputExistsError for an output that would be overwritten."""
     if path.exists() and not force:
-        raise OutputExistsError("the output is there already", where=str(path), fix="Give another --out, or --force")
+        raise OutputExistsError("the output is there already", where=str(path), fix="Give another `out`, or `force`")
 
 
 def refuse_existing_file(path: Path, *, force: bool = False) -> None:

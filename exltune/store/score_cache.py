@@ -13,9 +13,8 @@ from exltune.engines.tasks import RunsTasks, ScoreTask, run_tasks
 from exltune.errors import NonFiniteError
 from exltune.metrics import score_from_rows
 from exltune.schema.mix import Mix, MixKey
-from exltune.schema.probe import ProbeContext, ProbedMix
+from exltune.schema.probe import ProbedMix
 from exltune.schema.score import Score
-from exltune.store.database import Database
 from exltune.store.probes import SUMS, ProbeStore, RowId, Sums, content_key, row_ids, rows_key, score_sums
 
 if TYPE_CHECKING:
@@ -47,15 +46,12 @@ class ScoreCache:
     """Scores of one engine, by content: whatever was scored before is never scored again.
 
     engine: it is asked for what is missing; scores that a task gave are on the disk before the next task begins.
-    context: the reference and all that computes a score. content: a mix -> what it is made of, by hash.
+    store: where they are kept, of one reference and one way to compute. content: a mix -> what it is made of, by hash.
     Raises: as Database.
     """
 
-    def __init__(
-        self, engine: Engine, database: Database, context: ProbeContext, content: Callable[[Mix], ProbedMix]
-    ) -> None:
-        self.engine, self.content = engine, content
-        self.store, self.counts = ProbeStore(database, context), ScoreCounts()
+    def __init__(self, engine: Engine, store: ProbeStore, content: Callable[[Mix], ProbedMix]) -> None:
+        self.engine, self.store, self.content, self.counts = engine, store, content, ScoreCounts()
         self._sets: dict[str, CachedRows] = {}
         self._keys: dict[MixKey, str] = {}
 

@@ -9,15 +9,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import safe_open
 
-from exltune.exl3.linear import QuantizedLinear
-from exltune.exl3.quantizer import QuantStats
 from exltune.exl3.tensors import read_header, save_tensors
 from exltune.exl3.writer import PendingTensor
 from exltune.store.files import made
+
+if TYPE_CHECKING:
+    import torch
+
+    from exltune.exl3.linear import QuantizedLinear
+    from exltune.exl3.quantizer import QuantStats
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class TensorStore:
 
     def note(self, key: str, bits: float) -> TensorNote:
         """What was noted of a stored linear."""
+        from exltune.exl3.quantizer import QuantStats
+
         with safe_open(self._path(key, bits), framework="pt") as handle:
             note = json.loads(handle.metadata()["note"])
         return TensorNote(QuantStats(note["proxy_err"], note["rfn"], note["feedback"]), note["rare"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from exltune.pipeline.texts.token_sets import token_sets
 
-from exltune.build import resolve_recipe, splice_model
+from exltune.assembly import resolve_recipe, splice_model
 from exltune.corpora import ModelTokenizer
 from exltune.corpora.prompts import Prompt
 from exltune.engines.base import Engine
@@ -23,7 +23,7 @@ from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.packing import pack_states, unpack_states
 from exltune.exl3.quantizer import quantize_linear
 from exltune.metrics import ReferenceLogits, mean_and_se, paired_difference, perplexity
-from exltune.quantize import TensorJob, quantize_tensors
+from exltune.quantization import TensorJob, quantize_tensors
 from exltune.schema.generate import GenerateOptions
 from exltune.schema.recipe import Recipe
 from exltune.schema.score import Score

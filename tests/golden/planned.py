@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from laws import HEADS, INVENTORY, WIDTHS, LawEngine, measured, random_law, run_search
+from laws import INVENTORY, WIDTHS, LawEngine, measured, random_law, run_search
 from synthetic_measurement import synthetic_measurement
 
 from exltune.budget import (
@@ -21,11 +21,11 @@ from exltune.budget import (
     plan,
     weights_of_bits,
 )
-from exltune.evaluate.compare import compare_metrics
+from exltune.evaluation.compare import compare_metrics
 from exltune.exl3.distortion import nmse
 from exltune.inventory import groups_at_level, inventory_from_config
-from exltune.measure import Budget, QuantHead, plan_for, swap_units
-from exltune.measure.law import LawUnit, SwapLaw
+from exltune.measurement import Budget, QuantHead, plan_for, swap_units
+from exltune.measurement.law import LawUnit, SwapLaw
 from exltune.schema.candidate import Candidate
 from exltune.schema.hardware import Hardware, Use
 from exltune.schema.inventory import Inventory
@@ -183,13 +183,13 @@ def search(folder: Path) -> object:
 
 def _spaces() -> object:
     found = {}
-    made = config("moonlight-16b-a3b")
-    own = synthetic_measurement(_inventory("moonlight-16b-a3b"), WIDTHS, tuple(HEADS.values()))
+    made = config("llama-3.1-8b")
+    own = synthetic_measurement(_inventory("llama-3.1-8b"), (2.0, 3.0, 4.0, 6.0), (6.0,), level=2)
     for name, asked in {
-        "gpus": Asked(Limits(Hardware(gpus=parse_gpus("12GiB"))), Use(context=4096), cache="auto", head="auto"),
-        "size": Asked(Limits(size_bytes=parse_size("7GiB")), cache=None, keep_fused=True),
+        "gpus": Asked(Limits(Hardware(gpus=parse_gpus("6GiB"))), Use(context=4096), cache="auto", head="auto"),
+        "size": Asked(Limits(size_bytes=parse_size("4GiB"))),
     }.items():
-        space = search_space(made, Path("moonlight"), own, asked)
+        space = search_space(made, Path("llama"), own, asked)
         problem = space.problem
         best = solve(problem, Surrogate(problem).energies())
         assert best is not None

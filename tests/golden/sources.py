@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from exltune.schema.versions import ALGORITHMS, owner_of
@@ -47,6 +48,7 @@ def write_lock(content: Lock) -> None:
     LOCK.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+@cache
 def normalized(source: str) -> str:
     """Code without comments, docstrings and types; the same on every version of Python."""
     return "".join(_written(ast.parse(source)))

@@ -1,7 +1,8 @@
 """`python -m tests.golden.update`: write golden results and the lock of sources, where versions allow it.
 
 Refused where an algorithm gives other results than those recorded of its version: raise it in
-exltune/schema/versions.py. A change that keeps all results needs this run and nothing else.
+exltune/schema/versions.py. A change that keeps all results needs this run and nothing else. Where the golden
+computation itself has changed, remove its file first.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def exl3_dir(
 def _write_exl3(
     source: Path, out: Path, random_linear: Callable[..., Any], bits: float, codebook: str, head_bits: float
 ) -> None:
-    from exltune.build.assemble import assemble_quant
+    from exltune.assembly.assemble import assemble_quant
     from exltune.exl3.writer import PendingTensor
     from exltune.inventory import load_inventory
     from exltune.schema.inventory import Role

@@ -116,7 +116,7 @@ def test_measure_at_level_3(moe_model, quants, measurement):
     for group in detail["groups"]:
         assert [probe["bits"] for probe in group["probes"]] == [2, 3, 4]
         assert all(len(probe["kld_rows"]) == 8 and probe["kld_nats"] >= 0 for probe in group["probes"])
-    assert sorted(path.name for path in measurement.parent.iterdir()) == ["measurement.json", "probes.db"]
+    assert sorted(path.name for path in measurement.parent.iterdir()) == ["measurement.json", "scores.db"]
 
 
 @pytest.mark.parametrize("level", [("-l2",), ("--level", "l2"), ("-l", "2")])

@@ -193,7 +193,7 @@ def test_two_quants_of_one_name(tiny_moe, tune, tmp_path):
 def test_missing_evaluation(tiny_moe, tune, tmp_path):
     quant = make_quant(tiny_moe, tmp_path / "mine", 2.5)
     arguments = ("card", quant, "--out", tmp_path / "page.md", *NAMED)
-    fail(7, "no evaluation of these", "--evaluation FILE", here=tmp_path, arguments=arguments)
+    fail(7, "no evaluation of these", "give it as --evaluation", here=tmp_path, arguments=arguments)
     arguments = ("card", tune, quant, "--out", tmp_path / "page.md", *NAMED)
     fail(7, "mine", "no evaluation has a row of 2.5bpw_H6", here=tmp_path, arguments=arguments)
 

@@ -84,7 +84,7 @@ def test_other_bytes_are_refused_before_anything_is_scored(against, quants, tmp_
 def test_half_of_the_bytes_is_no_tolerance(against, quants, tmp_path):
     quant = quants / "2bpw_H6"
     fail(2, "would be 50% of the bytes", "0.5%", here=tmp_path, arguments=against(quant, quant, "--tolerance", "0.5"))
-    fail(2, "no share of bytes", here=tmp_path, arguments=against(quant, quant, "--tolerance", "little"))
+    fail(2, "not a share of bytes", here=tmp_path, arguments=against(quant, quant, "--tolerance", "little"))
 
 
 def test_other_tokens_are_refused(gated, moe_model, quants, data, tmp_path):

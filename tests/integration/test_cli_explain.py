@@ -125,7 +125,7 @@ def test_a_recipe_with_our_block_needs_nothing(recipe: Path, tmp_path: Path) -> 
     bits = {group["id"]: group["bits"] for group in succeed("explain", recipe, "--model", MODEL)["groups"]}
     assert {group["id"]: group["bits"] for group in found["groups"]} == bits
     assert (found["architecture"], found["left_bytes"], found["rule"]) == (None, None, None)
-    assert any("--model" in note for note in found["notes"])
+    assert any("`model`" in note for note in found["notes"])
     assert succeed("explain", moved, "--measurement", MEASUREMENT)["bought"]
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from exltune.corpora.dealing import data_options_of, ids, token_sets
 from exltune.engines.base import open_engine
-from exltune.evaluate import whole
-from exltune.evaluate.peers import round_to_nearest
+from exltune.evaluation import whole
+from exltune.evaluation.peers import round_to_nearest
 from exltune.metrics import mean_and_se
 from exltune.schema.tokens import Split
 

@@ -12,16 +12,18 @@ import typer
 from command_line import exltune
 from typer.core import TyperGroup
 
+import exltune as exltune_library
 from exltune.cli import repeat_data_option
 from exltune.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^ {4}.*\n?)+", re.MULTILINE)
 _INLINE = re.compile(r"`(exltune [^`]+)`")
 _COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?exltune\b")
 _END = re.compile(r"\s(?:\||&&|;|>|2>)\s")
+_TAIL = re.compile(r" \| tail -(\d+)$")
 
 
 #: Typer keeps click to itself and shows this class by its subclass alone.
@@ -75,6 +77,18 @@ def test_the_parser_finds_what_is_wrong() -> None:
     assert len(COMMANDS) > 30
 
 
+def test_every_command_has_its_section() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    found = {line.removeprefix("## ").split()[0] for line in page.splitlines() if line.startswith("## ")}
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    assert set(command.list_commands(typer.Context(command))) - found == set()
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1500
+
+
 def quoted() -> Iterator[tuple[str, str, str]]:
     """Page, command and the output that the page says it has, from every console block."""
     for page in PAGES:
@@ -92,11 +106,13 @@ def test_quoted_output_is_what_is_printed(
     page: str, command: str, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    name, *arguments = shlex.split(command)
+    tail = _TAIL.search(command)
+    name, *arguments = shlex.split(_TAIL.sub("", command))
     assert name == "exltune"
     found = exltune(*arguments)
     assert not found.stderr
-    assert lines(output) == lines(found.stdout), f"{page}: write this instead:\n{found.stdout}"
+    printed = lines(found.stdout)[-int(tail[1]) :] if tail else lines(found.stdout)
+    assert lines(output) == printed, f"{page}: write this instead:\n" + "\n".join(printed)
 
 
 def lines(text: str) -> list[str]:
@@ -105,4 +121,16 @@ def lines(text: str) -> list[str]:
 
 def test_every_walk_through_quotes_a_plan() -> None:
     pages = [page for page, command, _ in QUOTED if command.startswith("exltune plan ")]
-    assert {"docs/glm-4.7.md", "docs/glm-4.5-air.md", "docs/qwen3.5-122b.md"} <= set(pages)
+    assert {"docs/plan.md", "docs/glm-4.7.md", "docs/glm-4.5-air.md", "docs/qwen3.5-122b.md"} <= set(pages)
+
+
+def python_names(text: str) -> set[str]:
+    """Names of the library that the Python in a page uses: `exltune.NAME(`."""
+    return set(re.findall(r"\bexltune\.(\w+)\(", text))
+
+
+@pytest.mark.xfail(reason="the library's public names are not there yet; take this mark away with them", strict=True)
+def test_the_library_has_the_names_of_the_docs() -> None:
+    named = {name for page in PAGES for name in python_names(page.read_text(encoding="utf-8"))}
+    assert {"load_measurement", "optimize", "build", "evaluate"} <= named
+    assert all(callable(getattr(exltune_library, name, None)) for name in named)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from exltune.engines.reference.attention import ATTENTION, cache_keywords
-from exltune.exl3.cache_quant import CACHE_BITS, fake_quantize_cache
+from exltune.exl3.cache_quant import fake_quantize_cache
+from exltune.schema.mix import CACHE_BITS
 
 CACHE = (4, 2)
 

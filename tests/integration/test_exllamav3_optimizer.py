@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from exltune.assembly.recipes import resolve_recipe
 from exltune.budget import SizeModel
-from exltune.build.recipes import resolve_recipe
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import load_inventory
-from exltune.measure import QuantHead, QuantSizes, probe_name, summarize, wider_probes
+from exltune.measurement import QuantHead, QuantSizes, probe_name, summarize, wider_probes
 from exltune.schema.inventory import Inventory
 from exltune.schema.measurement import Measurement
 from exltune.schema.mix import choice_of_bits

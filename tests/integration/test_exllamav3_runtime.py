@@ -146,7 +146,7 @@ def test_auto_takes_it_where_both_are_there(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_without_a_gpu_it_is_refused_by_name(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EngineError, match=r"there is no CUDA device\. Use --engine reference"):
+    with pytest.raises(EngineError, match=r"there is no CUDA device\. Use `engine` reference"):
         open_engine("exllamav3", tiny_moe.path)
 
 

@@ -47,7 +47,7 @@ def test_quantize_killed_twice_goes_on(moe_model, quants, data, tmp_path):
     assert not (out / "4bpw_H6").exists()
     times = {path: path.stat().st_mtime_ns for path in done}
     # The second time while the directory is being written.
-    run_until_killed("exltune.build.assemble:write_configs", 1, *arguments)
+    run_until_killed("exltune.assembly.assemble:write_configs", 1, *arguments)
     assert times == {path: path.stat().st_mtime_ns for path in done}
     assert (out / ".4bpw_H6.partial" / "model.safetensors").is_file()
     assert not (out / "4bpw_H6").exists()
@@ -102,7 +102,7 @@ def test_measure(moe_model, quants, measurement, data, tmp_path):
     assert outcome.code == 0
     assert "18 of 54 mixes are scored" in outcome.stderr
     assert out.read_bytes() == measurement.read_bytes()
-    assert names(tmp_path) == ["measurement.json", "probes.db"]
+    assert names(tmp_path) == ["measurement.json", "scores.db"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_measure_killed_while_it_writes(moe_model, quants, measurement, data, tm
     assert out.read_bytes() == measurement.read_bytes()
 
 
-@pytest.mark.parametrize("where", ["exltune.build.assemble:copy_side_files", "pathlib:Path.rename"])
+@pytest.mark.parametrize("where", ["exltune.assembly.assemble:copy_side_files", "pathlib:Path.rename"])
 def test_build(quants, recipe, tmp_path, where):
     folder, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     arguments = ("build", recipe, "--quants", quants, "--out")
@@ -161,4 +161,4 @@ def test_two_processes_in_one_output(moe_model, quants, recipe, data, tmp_path):
             outcome = exltune(*arguments)
             assert (outcome.code, "another exltune is at work" in outcome.stderr) == (8, True)
         succeed(*arguments)
-    assert names(out) == ["m.json", "mix", "probes.db"]
+    assert names(out) == ["m.json", "mix", "scores.db"]

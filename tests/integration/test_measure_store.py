@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 @pytest.fixture
 def store(measurement, tmp_path):
     """A copy of the store beside the session's measurement."""
-    return shutil.copy(measurement.with_name("probes.db"), tmp_path / "shared.db")
+    return shutil.copy(measurement.with_name("scores.db"), tmp_path / "shared.db")
 
 
 def measured(moe_model, quants, data, out, *more):
@@ -89,9 +89,9 @@ def test_memory_bounds_states_and_changes_no_score(moe_model, quants, data, meas
 
 
 def test_stores_that_are_none(moe_model, quants, data, tmp_path):
-    (tmp_path / "probes.db").write_text("no database, but long enough to be one" * 30)
+    (tmp_path / "scores.db").write_text("no database, but long enough to be one" * 30)
     arguments = ("measure", moe_model, "--quants", quants, "--out", tmp_path / "m.json", *data)
-    fail(7, "probes.db", "damaged", "move the file away", here=tmp_path, arguments=arguments)
+    fail(7, "scores.db", "damaged", "move the file away", here=tmp_path, arguments=arguments)
     fail(2, "names no database", here=tmp_path, arguments=(*arguments, "--store", "oracle://x"))
     for command in (("list",), ("show", "x"), ("export", "--out", tmp_path / "e.csv")):
         name, *rest = command
@@ -146,7 +146,7 @@ def test_export_and_merge(store, tmp_path):
 def test_hours_are_timed_once_and_the_plan_stays(moe_model, quants, data, tmp_path, monkeypatch):
     """A busier machine or a kill must not make another plan of the same command."""
     seconds = iter([3600 / 25, 3600 / 50])
-    timed = "exltune.pipeline.measurement.measure_plan.seconds_per_pass"
+    timed = "exltune.pipeline.measurement.measure.seconds_per_pass"
     monkeypatch.setattr(timed, lambda engine, tokens: next(seconds))
     store = tmp_path / "shared.db"
 

@@ -287,7 +287,7 @@ def test_no_card(out, hub):
 
 
 def test_a_card_for_another_repository(out, hub):
-    refuse(hub, out, 7, "name me/glm, not me/other", "--repo-id me/other", repo="me/other")
+    refuse(hub, out, 7, "name me/glm, not me/other", "exltune card for me/other and with --force", repo="me/other")
 
 
 def test_a_card_that_lacks_a_quant(out, hub):

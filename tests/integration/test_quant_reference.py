@@ -156,7 +156,7 @@ def test_a_search_against_another_reference_is_refused_by_name(measured, measure
 
 
 def test_probes_are_kept_apart_in_one_store(measured, measurement, tmp_path):
-    both = shutil.copy(measurement.with_name("probes.db"), tmp_path / "both.db")
+    both = shutil.copy(measurement.with_name("scores.db"), tmp_path / "both.db")
     merged = succeed("measurements", "merge", both, measured.parent)
     assert merged["known"] == 0
     sets = succeed("measurements", "list", both)["sets"]

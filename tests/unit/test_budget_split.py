@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement, pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ def room(parts: Sequence[Sequence[Piece]], capacities: Sequence[int]) -> int:
     return min(left)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(PIECES, CARDS)
 def test_filling_finds_a_split_wherever_there_is_one(pieces: list[Piece], capacities: list[int]) -> None:
@@ -40,6 +42,7 @@ def test_filling_finds_a_split_wherever_there_is_one(pieces: list[Piece], capaci
         assert room([pieces[first:end] for first, end in found], capacities) >= 0
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(PIECES, CARDS)
 def test_the_level_split_is_the_best_of_all(pieces: list[Piece], capacities: list[int]) -> None:

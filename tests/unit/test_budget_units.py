@@ -69,7 +69,7 @@ def test_bad_gpus(text: str, word: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_gpus(text)
     assert word in str(caught.value)
-    assert "--gpus" in str(caught.value)
+    assert "`gpus`" in str(caught.value)
 
 
 def test_cache_bits() -> None:
@@ -98,7 +98,7 @@ def test_cache_bits() -> None:
 def test_bad_cache_bits(text: str, words: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as caught:
         parse_cache(text)
-    assert all(word in str(caught.value) for word in ("--cache", *words))
+    assert all(word in str(caught.value) for word in ("`cache`", *words))
 
 
 def test_sizes_are_printed_in_the_units_that_were_given() -> None:

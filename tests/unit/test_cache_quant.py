@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from exltune.exl3.cache_quant import CACHE_BITS, GROUP, fake_quantize_cache
+from exltune.exl3.cache_quant import GROUP, fake_quantize_cache
+from exltune.schema.mix import CACHE_BITS
 from exltune.testing.cache_kernels import dequantize, quantize
 
 

@@ -86,14 +86,14 @@ def test_front_matter_from_the_base_model():
     assert tags({"model_type": "exl3"}, moe=False) == ("exl3", "exllamav3", "exltune")
     assert license_of({"license": "other", "license_name": "odd"}).name == "odd"
     assert source_repo(Path("/hub/models--zai-org--GLM-4.7/snapshots/abc")) == "zai-org/GLM-4.7"
-    with pytest.raises(UsageError, match="--base-model"):
+    with pytest.raises(UsageError, match="`base_model`"):
         source_repo(Path("/data/GLM-4.7"))
 
 
 @pytest.mark.parametrize("name", ["a", "a/b/c", "a b/c", "", "a/-b", "a/b.git"])
 def test_names_that_the_hub_refuses(name):
-    with pytest.raises(UsageError, match="--repo-id"):
-        check_repo_id(name, "--repo-id")
+    with pytest.raises(UsageError, match="`repo_id`"):
+        check_repo_id(name, "`repo_id`")
 
 
 PUBLISHED = [

@@ -61,6 +61,7 @@ def test_a_missing_shard_is_named(model):
         TensorFiles(model)
 
 
+@pytest.mark.slow
 def test_a_directory_round_trips_through_shards(model, tmp_path):
     weight = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
     linear, _ = quantize_linear(weight, None, 2.5, "mul1", "x")

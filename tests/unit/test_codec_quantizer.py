@@ -37,6 +37,7 @@ def test_tiles_and_rows_are_inverse():
     assert torch.equal(tiles_to_rows(rows_to_tiles(rows)), rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4])
 def test_feedback_lowers_the_proxy_error(bits):
     weight, hessian = weight_and_hessian()
@@ -50,6 +51,7 @@ def test_feedback_lowers_the_proxy_error(bits):
     assert stats.proxy_err == pytest.approx(with_feedback, rel=0.1), "the stats use the damped Hessian"
 
 
+@pytest.mark.slow
 def test_decoding_gives_what_the_encoder_reconstructed():
     weight, hessian = weight_and_hessian()
     rotated = prepare_hessian(hessian, 256, "w")
@@ -71,6 +73,7 @@ def _values(states):
     return decode_states(states, "mul1")
 
 
+@pytest.mark.slow
 def test_equal_arguments_give_equal_bytes():
     weight, hessian = weight_and_hessian()
     first, _ = quantize_linear(weight, hessian, 2.5, "mul1", "a.q_proj")
@@ -107,6 +110,7 @@ def test_dead_channels_and_empty_weights_stay_zero():
     assert stats.rfn == 0.0
 
 
+@pytest.mark.slow
 def test_a_hessian_that_cannot_be_used_is_left_out():
     weight, hessian = weight_and_hessian(128)
     broken = Hessian(hessian.matrix * float("nan"), hessian.count)
@@ -130,6 +134,7 @@ def test_scale_search_costs_less_than_the_encode(shape, monkeypatch):
     assert sum(encoded) < shape[0] * shape[1] // 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [3, 8])
 def test_scale_search_beats_its_neighbours(bits):
     weight = 7.0 * torch.randn(128, 256, generator=torch.Generator().manual_seed(9))

@@ -47,6 +47,7 @@ def plain_encode(tile, codebook, bits):
     return np.array([states[i] for i in range(256)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codebook", "bits"), [("mul1", 1), ("mul1", 2.5), ("mcg", 3), ("3inst", 5), ("mul1", 8)])
 def test_encoder_finds_what_a_plain_search_finds(codebook, bits):
     tile = np.random.default_rng(3).standard_normal(256).astype(np.float32)
@@ -55,6 +56,7 @@ def test_encoder_finds_what_a_plain_search_finds(codebook, bits):
     assert ((found - tile) ** 2).sum() == pytest.approx(((expected - tile) ** 2).sum(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codebook", "bits"), RATES)
 def test_states_form_a_ring_and_survive_packing(codebook, bits):
     tiles = np.random.default_rng(5).standard_normal((3, 256)).astype(np.float32)
@@ -85,6 +87,7 @@ def test_widths_that_do_not_exist_are_refused(bits, codebook):
         check_bits(bits, codebook)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "constant"), [(2, 1.09), (3, 1.12), (4, 1.14), (5, 1.16), (6, 1.21)])
 def test_distortion_of_gaussian_weights(bits, constant):
     """NMSE * 4^K with the scale searched for each matrix, as in DESIGN.md section 7, within 2 %."""

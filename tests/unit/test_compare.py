@@ -10,7 +10,7 @@ from scipy import stats
 
 from exltune.cli.commands.compare import parse_tolerance
 from exltune.errors import CompareRefusedError, UsageError
-from exltune.evaluate.compare import adjusted, compare_metrics, task_verdicts
+from exltune.evaluation.compare import adjusted, compare_metrics, task_verdicts
 from exltune.metrics import score_from_rows
 from exltune.schema.compare import CompareMetric, Outcome, Source, TaskRun, TaskRuns
 from exltune.schema.score import Score

@@ -12,6 +12,8 @@ from exltune.corpora.sharp import ROW_LENGTH, SHARES, Use, bundled_pieces, memor
 from exltune.corpora.tokenizer import load_tokenizer
 from exltune.schema.tokens import Split
 
+pytestmark = pytest.mark.slow
+
 MODEL = Path(__file__).parents[2] / "models" / "glm4moe"
 DEMO_ROWS = {Split.CALIBRATION: 96, Split.SEARCH: 96, Split.SELECTION: 64, Split.HELD_OUT: 192}
 

@@ -125,7 +125,7 @@ def test_the_largest_context_where_none_is_asked(small: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_in_the_planners_words(tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"--gpus is exceeded.*at most 2\.8\d\d bpw; another GPU of 24\.00 GiB"):
+    with pytest.raises(BudgetError, match=r"`gpus` is exceeded.*at most 2\.8\d\d bpw; another GPU of 24\.00 GiB"):
         files(tmp_path / "out", GLM, wish(bits=3.15))
     assert not any(tmp_path.iterdir())
 
@@ -133,16 +133,16 @@ def test_what_does_not_fit_is_refused_in_the_planners_words(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"chunk": 1000}, "--chunk 1000 is no multiple of 256.*Give 768"),
+        ({"chunk": 1000}, "`chunk` 1000 is no multiple of 256.*Give 768"),
         ({"tool_format": "glm"}, "no tool format 'glm'.*glm4_7"),
-        ({"port": 70000}, "--port 70000"),
-        ({"host": "localhost"}, "--host 'localhost' is no IP address"),
-        ({"models_dir": None}, "--models FOLDER and --model-name NAME"),
+        ({"port": 70000}, "`port` 70000"),
+        ({"host": "localhost"}, "`host` 'localhost' is no IP address"),
+        ({"models_dir": None}, "`models` FOLDER and `model_name` NAME"),
         ({"model_name": "a/b"}, "no name of a folder"),
-        ({"bits": None}, "Give --bits"),
-        ({"context": 300000}, "--context 300000 is above"),
-        ({"draft": DraftOptions("mtp")}, "--mtp needs the quant itself"),
-        ({"draft": DraftOptions("ngram", None, 0)}, "--draft-tokens 0"),
+        ({"bits": None}, "Give `bits`"),
+        ({"context": 300000}, "`context` 300000 is above"),
+        ({"draft": DraftOptions("mtp")}, "`mtp` needs the quant itself"),
+        ({"draft": DraftOptions("ngram", None, 0)}, "`draft_tokens` 0"),
     ],
 )
 def test_wishes_that_cannot_be(small: Path, changes: dict[str, Any], words: str) -> None:

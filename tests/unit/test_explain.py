@@ -250,6 +250,7 @@ def test_front_and_predictions_are_drawn_where_they_are_known() -> None:
     assert shapes[3][0] > shapes[2][0]
 
 
+@pytest.mark.slow
 def test_many_layers_make_a_picture_that_can_be_looked_at() -> None:
     png = explanation_png(_explanation(*(_cell(layer, "attn.q", 3) for layer in range(92))))
     height, width = matplotlib.image.imread(io.BytesIO(png)).shape[:2]

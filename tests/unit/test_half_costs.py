@@ -77,6 +77,7 @@ def slow(tile: Any, bits_at: Any) -> Any:
     return backward(forward(0, end)[1], 0, end)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2.5, 5])
 def test_states_are_those_of_the_recurrence(script: Any, bits: float) -> None:
     tile = np.random.default_rng(2).standard_normal(256, dtype=np.float32)

@@ -93,6 +93,7 @@ def test_search(work: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_only_chosen_experts_are_active(hours: Any) -> None:
     config = json.loads((ROOT / "tests" / "fixtures" / "configs" / "glm-4.7.json").read_text())
     work = hours.Work(config, hours.Rates())

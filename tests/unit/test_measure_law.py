@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from exltune.exl3.distortion import nmse
-from exltune.measure.law import Cell, LawUnit, SwapLaw
-from exltune.measure.noise import row_covariance
+from exltune.measurement.law import Cell, LawUnit, SwapLaw
+from exltune.measurement.noise import row_covariance
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import pytest
 
 from exltune.errors import UsageError
 from exltune.inventory import inventory_from_config
-from exltune.measure import (
+from exltune.measurement import (
     DEFAULT_SHARE,
     Batch,
     Budget,
@@ -126,7 +126,7 @@ def test_with_passes_to_spare_further_widths_are_swapped_up_to_all() -> None:
 def test_a_budget_that_pays_for_no_rows_says_what_would_do() -> None:
     with pytest.raises(UsageError, match="rows") as error:
         few_swaps(0.5)
-    least = float(str(error.value).split("--budget ")[1].split()[0])
+    least = float(str(error.value).split("`budget` ")[1].split()[0])
     (rows,) = {batch.rows for batch in few_swaps(least).batches}
     assert rows.stop == 8
 

@@ -12,7 +12,7 @@ from exltune.budget import SizeModel
 from exltune.engines.base import LayerCapture
 from exltune.exl3.distortion import nmse
 from exltune.exl3.hessian import Hessian
-from exltune.measure import (
+from exltune.measurement import (
     ExhaustivePlan,
     FewSwapsPlan,
     ProbePlan,
@@ -23,7 +23,7 @@ from exltune.measure import (
     swap_units,
     tensor_saliency,
 )
-from exltune.measure.estimates import log_error
+from exltune.measurement.estimates import log_error
 from exltune.schema.measurement import Measurement
 from exltune.schema.provenance import Provenance
 from exltune.schema.score import Score
@@ -139,6 +139,7 @@ def test_an_exhaustive_measurement_holds_what_was_scored() -> None:
     assert all(one.dkld_ci95 is None for group in measured(scores).groups for one in group.candidates)
 
 
+@pytest.mark.slow
 def test_few_swaps_are_marked_as_estimates_and_their_intervals_hold_the_truth() -> None:
     inside, dinside = [], []
     for seed in range(20):

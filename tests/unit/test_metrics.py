@@ -11,15 +11,14 @@ from scipy import stats
 
 from exltune.errors import DataError
 from exltune.metrics import (
-    ReferenceLogits,
     evaluation_row,
     mean_and_se,
     paired_difference,
     perplexity,
     row_means,
     score_from_rows,
-    score_logits,
 )
+from exltune.metrics.logits import ReferenceLogits, score_logits
 from exltune.schema.score import Score
 
 ROWS, LENGTH, VOCAB = 3, 7, 40

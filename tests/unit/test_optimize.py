@@ -186,7 +186,7 @@ def test_nothing_finite_is_an_error_and_leaves_no_recipe(bench: Bench) -> None:
 def test_time_ends_the_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes on by a minute whenever it is asked."""
     now = iter(range(0, 10**6, 60))
-    monkeypatch.setattr("exltune.pipeline.optimization.search.time.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("exltune.search.loop.rounds.time.monotonic", lambda: float(next(now)))
     long = replace(_SHORT, search=SearchOptions(passes=1000, batch=4), seconds=1000.0)
     done = bench.run(settings=long)
     assert 1 <= len(done.detail.rounds) < 12
@@ -421,7 +421,7 @@ def test_an_open_head_takes_its_bytes_from_the_groups(bench: Bench) -> None:
     ("asked", "words"),
     [
         (_memory(context=None, cache=AUTO), "at a context"),
-        (replace(_TARGET, use=Use(context=512), cache=AUTO), "--vram or --gpus"),
+        (replace(_TARGET, use=Use(context=512), cache=AUTO), "`vram` or `gpus`"),
         (SpaceOptions(Limits()), "no budget"),
     ],
 )
@@ -431,7 +431,7 @@ def test_options_that_do_not_go_together(bench: Bench, asked: SpaceOptions, word
 
 
 def test_memory_that_is_too_small_says_which_limit_and_what_would_do(bench: Bench) -> None:
-    with pytest.raises(BudgetError, match="--vram leaves"):
+    with pytest.raises(BudgetError, match="`vram` leaves"):
         bench.run(_memory(vram=1000))
 
 

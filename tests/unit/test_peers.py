@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from exltune.evaluate import peers
-from exltune.evaluate.peers import ALPHAS, awq, output_error, peer_layers, peer_size, round_to_nearest
+from exltune.evaluation.peers import ALPHAS, awq, output_error, peer_layers, peer_size, round_to_nearest
 from exltune.exl3.hessian import Hessian
 from exltune.inventory import inventory_from_config
 from exltune.schema.inventory import LinearSpec, Role
@@ -57,7 +56,7 @@ def test_rounding_is_that_of_brute_force(weight: torch.Tensor, group: int) -> No
 def test_awq_at_exponent_zero_is_rounding(
     weight: torch.Tensor, hessian: Hessian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "ALPHAS", (0.0,))
+    monkeypatch.setattr("exltune.evaluation.peers.ALPHAS", (0.0,))
     (found,), alpha = awq([weight], hessian, 16)
     assert alpha == 0.0
     assert torch.equal(found, round_to_nearest(weight, 16))

@@ -85,7 +85,7 @@ def test_budget_grows_as_the_cache_shrinks(glm: ModelProfile) -> None:
 def test_no_budget(glm: ModelProfile) -> None:
     with pytest.raises(BudgetError, match="no limit is given"):
         weights_budget(glm, Limits(), USE)
-    with pytest.raises(BudgetError, match=r"--gpus leaves no room.*cache of 11\.23 GiB"):
+    with pytest.raises(BudgetError, match=r"`gpus` leaves no room.*cache of 11\.23 GiB"):
         weights_budget(glm, Limits(Hardware(gpus=(24 * GIB,))), USE)
 
 
@@ -98,14 +98,14 @@ def test_a_finished_mix_is_checked_layer_by_layer(glm: ModelProfile) -> None:
     crowded = {group.id: 8.0 if group.layer is not None and 30 <= group.layer < 46 else 1.9 for group in groups(glm)}
     mix = mix_weights(glm, crowded, 6)
     assert mix.total < even.total
-    with pytest.raises(BudgetError, match=r"--gpus: the fullest card holds \d+\.\d\d GiB") as caught:
+    with pytest.raises(BudgetError, match=r"`gpus`: the fullest card holds \d+\.\d\d GiB") as caught:
         fit_mix(glm, mix, limits, USE)
     assert caught.value.exit_code == 4
-    with pytest.raises(BudgetError, match="--size"):
+    with pytest.raises(BudgetError, match="`size`"):
         fit_mix(glm, even, Limits(size_bytes=even.total - 1), USE)
-    with pytest.raises(BudgetError, match="--target-bpw"):
+    with pytest.raises(BudgetError, match="`target_bpw`"):
         fit_mix(glm, even, Limits(target_bpw=3.0), USE)
-    with pytest.raises(BudgetError, match="--ram"):
+    with pytest.raises(BudgetError, match="`ram`"):
         fit_mix(glm, even, Limits(Hardware(ram_bytes=GIB)), USE)
 
 
@@ -126,23 +126,23 @@ def test_bits_are_a_quant_or_an_average(glm: ModelProfile) -> None:
 
 @pytest.mark.parametrize("bits", [0, 0.5, -3, 8.5, 15, 17, float("nan"), float("inf")])
 def test_bits_that_do_not_exist(glm: ModelProfile, bits: float) -> None:
-    with pytest.raises(UsageError, match="--bits"):
+    with pytest.raises(UsageError, match="`bits`"):
         weights_of_bits(glm, bits, 6)
 
 
 @pytest.mark.parametrize(
     ("changes", "limits", "words"),
     [
-        ({"context": 0}, {}, ("--context 0",)),
-        ({"context": -5}, {}, ("--context -5",)),
-        ({"context": 202753}, {}, ("--context 202753", "202752", "max_position_embeddings")),
-        ({"chunk": 0}, {}, ("--chunk 0",)),
-        ({"slots": -1}, {}, ("--slots -1",)),
-        ({"offload_layers": -1}, {}, ("--offload-layers -1",)),
-        ({"offload_layers": 90}, {}, ("--offload-layers 90", "89")),
-        ({"tensor_parallel": True}, {}, ("--tensor-parallel", "two GPUs")),
-        ({}, {"target_bpw": 0.0}, ("--target-bpw 0",)),
-        ({}, {"target_bpw": float("nan")}, ("--target-bpw nan",)),
+        ({"context": 0}, {}, ("`context` 0",)),
+        ({"context": -5}, {}, ("`context` -5",)),
+        ({"context": 202753}, {}, ("`context` 202753", "202752", "max_position_embeddings")),
+        ({"chunk": 0}, {}, ("`chunk` 0",)),
+        ({"slots": -1}, {}, ("`slots` -1",)),
+        ({"offload_layers": -1}, {}, ("`offload_layers` -1",)),
+        ({"offload_layers": 90}, {}, ("`offload_layers` 90", "89")),
+        ({"tensor_parallel": True}, {}, ("`tensor_parallel`", "two GPUs")),
+        ({}, {"target_bpw": 0.0}, ("`target_bpw` 0",)),
+        ({}, {"target_bpw": float("nan")}, ("`target_bpw` nan",)),
         ({"tensor_parallel": True, "offload_layers": 1}, {"hardware": Hardware(gpus=(GIB, GIB))}, ("tensor par",)),
     ],
 )

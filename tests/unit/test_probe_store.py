@@ -39,12 +39,12 @@ def store_at(path, context=CONTEXT):
 @pytest.fixture
 def file(tmp_path):
     """A store with one probe on rows 1 to 3."""
-    store_at(tmp_path / "probes.db").add([(mix("q@2", q="x"), sums(3))], ROWS[1:4], 8)
-    return tmp_path / "probes.db"
+    store_at(tmp_path / "scores.db").add([(mix("q@2", q="x"), sums(3))], ROWS[1:4], 8)
+    return tmp_path / "scores.db"
 
 
 def test_nothing_is_made_by_looking(tmp_path):
-    store = store_at(tmp_path / "new" / "probes.db")
+    store = store_at(tmp_path / "new" / "scores.db")
     assert store.find([content_key(mix("q@2", q="x"))], ROWS) == {}
     store.add([], ROWS, 8)
     assert list(tmp_path.iterdir()) == []
@@ -92,7 +92,7 @@ def _write(path, number):
 
 
 def test_processes_write_at_once(tmp_path):
-    path = tmp_path / "probes.db"
+    path = tmp_path / "scores.db"
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write, args=(path, number)) for number in range(3)]
     for writer in writers:
@@ -117,7 +117,7 @@ def test_a_full_disk_costs_nothing_that_was_there(file):
 
 def test_a_full_disk_leaves_no_new_file(tmp_path):
     with largest_file(100), pytest.raises(StorageError):
-        store_at(tmp_path / "new" / "probes.db").add([(mix("", q="z"), sums(5))], ROWS, 8)
+        store_at(tmp_path / "new" / "scores.db").add([(mix("", q="z"), sums(5))], ROWS, 8)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,14 +152,14 @@ def test_other_versions_and_other_programs_are_refused(file, tmp_path):
 
 @pytest.mark.parametrize("url", ["mysql://host/db", "nonsense://", "sqlite://", "postgresql+nodriver://host/db", "://"])
 def test_urls_that_name_no_store(url):
-    with pytest.raises(UsageError, match="--store"):
+    with pytest.raises(UsageError, match="`store`"):
         Database(url)
 
 
 def test_an_empty_file_becomes_a_store(tmp_path):
-    (tmp_path / "probes.db").touch()
-    store_at(f"sqlite:///{tmp_path}/probes.db").add([(mix("q@2", q="x"), sums(5))], ROWS, 8)
-    assert len(list(stored_probes(Database(tmp_path / "probes.db")))) == 1
+    (tmp_path / "scores.db").touch()
+    store_at(f"sqlite:///{tmp_path}/scores.db").add([(mix("q@2", q="x"), sums(5))], ROWS, 8)
+    assert len(list(stored_probes(Database(tmp_path / "scores.db")))) == 1
 
 
 def test_tables_are_made_as_postgresql_wants_them():

@@ -105,6 +105,7 @@ def test_every_file_fills_every_feasible_budget(
     assert rules_mix(problem, rules) == bits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", _BUNDLED, ids=lambda rules: rules.name)
 def test_every_file_fills_budgets_of_glm(rules: Heuristics) -> None:
     space = _space("glm-4.7", _WIDTHS[0])

@@ -119,6 +119,7 @@ def test_rules_that_match_nothing_are_named() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", load_all_rules(), ids=lambda rules: rules.name)
 def test_bundled_rules_all_match_in_glm(rules: Heuristics) -> None:
     config = Path(__file__).parents[1] / "fixtures/configs/glm-4.7.json"

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from exltune.errors import StorageError, UsageError
-from exltune.schema.mix import CACHE_K, CACHE_V
+from exltune.schema.mix import CACHE_K, CACHE_V, mix_key
 from exltune.schema.search import ScoredMix
-from exltune.search import OF_BASELINE, History, open_storage
-from exltune.search.loop.history import mix_key, storage_errors
+from exltune.search import OF_BASELINE, History, knob_study, open_storage, sampler, storage_errors
 from exltune.search.loop.ledger import Ledger
 
 
@@ -25,51 +24,42 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'search.db'}"
 
 
-def test_what_was_added_is_there_when_it_is_opened_again(url: str) -> None:
-    History(open_storage(url), "key").add([_mix("2", (0.1, 0.2)), _mix("3", (0.05,), OF_BASELINE + "uniform")])
-    again = History(open_storage(url), "key")
-    assert again.get({"0.attn.q": "2", "head": "6"}) == _mix("2", (0.1, 0.2))
-    assert again.get({"0.attn.q": "3", "head": "6"}) == _mix("3", (0.05,), OF_BASELINE + "uniform")
-    assert again.get({"0.attn.q": "4", "head": "6"}) is None
-    assert History(open_storage(url), "another key").mixes == {}
-
-
-def test_the_longest_score_of_a_mix_counts(url: str) -> None:
-    history = History(open_storage(url), "key")
+@pytest.mark.slow
+def test_the_longest_score_of_a_mix_counts() -> None:
+    history = History()
     for rows in ((0.1, 0.2), (0.1, 0.2, 0.3, 0.4), (0.1,)):
         history.add([_mix("2", rows)])
-    for one in (history, History(open_storage(url), "key")):
-        assert [mix.kld_rows for mix in one.mixes.values()] == [(0.1, 0.2, 0.3, 0.4)]
-        assert one.whole({"0.attn.q": "2", "head": "6"}, 4)
-        assert not one.whole({"0.attn.q": "2", "head": "6"}, 5)
-        assert one.passes(4) == 1.0
+    assert [mix.kld_rows for mix in history.mixes.values()] == [(0.1, 0.2, 0.3, 0.4)]
+    assert history.get({"0.attn.q": "2", "head": "6"}) == _mix("2", (0.1, 0.2, 0.3, 0.4))
+    assert history.get({"0.attn.q": "4", "head": "6"}) is None
+    assert history.passes(4) == 1.0
 
 
-def test_seeds_cost_no_passes(url: str) -> None:
-    history = History(open_storage(url), "key")
+def test_baselines_cost_no_passes() -> None:
+    history = History()
     history.add([_mix("2", (0.1,) * 8, OF_BASELINE + "uniform"), _mix("3", (0.1,) * 8), _mix("4", (0.1,) * 4)])
     assert history.passes(8) == 1.5
 
 
-def test_two_workers_see_each_others_mixes(url: str) -> None:
-    one, other = (History(open_storage(url), "key") for _ in range(2))
-    one.add([_mix("2", (0.1,))])
-    other.add([_mix("3", (0.2,))])
-    assert (len(one.mixes), len(other.mixes)) == (1, 1)
-    one.refresh()
-    other.refresh()
-    assert one.mixes == other.mixes
-    assert len(one.mixes) == 2
+def test_a_study_that_an_earlier_run_left_is_begun_anew(url: str) -> None:
+    for _ in range(2):
+        study = knob_study(open_storage(url), "key", sampler("tpe", 0), objectives=1)
+        assert study.trials == []
+        study.ask()
+    other = knob_study(open_storage(url), "another key", sampler("tpe", 0), objectives=1)
+    assert sorted(one.study_name for one in open_storage(url).get_all_studies()) == [
+        "exltune another key knobs",
+        "exltune key knobs",
+    ]
+    assert other.trials == []
 
 
 _WORKER = """
 import sys
-from exltune.schema.search import ScoredMix
-from exltune.search import History, open_storage
-history = History(open_storage(sys.argv[1]), "key")
-for number in range(10):
-    choices = {"0.attn.q": sys.argv[2], "0.attn.o": str(number)}
-    history.add([ScoredMix(source="s", choices=choices, size_bytes=1, kld_rows=(0.1,))])
+from exltune.search import knob_study, open_storage, sampler
+for number in range(3):
+    study = knob_study(open_storage(sys.argv[1]), f"{sys.argv[2]} {number}", sampler("random", 0), objectives=1)
+    study.tell(study.ask(), 0.5)
 """
 
 
@@ -81,7 +71,7 @@ def test_processes_share_a_file_that_none_of_them_has_made(url: str) -> None:
     for worker in workers:
         _, stderr = worker.communicate(timeout=240)
         assert worker.returncode == 0, stderr
-    assert len(History(open_storage(url), "key").mixes) == 20
+    assert len(open_storage(url).get_all_studies()) == 6
 
 
 def test_an_unquantized_cache_is_no_cache() -> None:
@@ -108,15 +98,15 @@ def test_storages_that_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_fails_later_is_told_as_one(url: str) -> None:
-    history = History(open_storage(url), "key")
+    study = knob_study(open_storage(url), "key", sampler("random", 0), objectives=1)
     Path(url.removeprefix("sqlite:///")).write_text("overwritten" * 2000)
     with pytest.raises(StorageError, match="storage fails") as error, storage_errors(url):
-        history.add([_mix("2", (0.1,))])
+        study.ask()
     assert url in str(error.value)
 
 
 def test_missing_rows_are_filled_in_by_how_hard_they_were_for_another_mix() -> None:
-    history = History(open_storage(None), "key")
+    history = History()
     ledger = Ledger(history, 4)
     half, whole = _mix("2", (0.2, 0.4)), _mix("3", (1.0, 2.0, 4.0, 5.0))
     history.add([half])
@@ -134,7 +124,7 @@ def test_missing_rows_are_filled_in_by_how_hard_they_were_for_another_mix() -> N
 
 
 def test_dropped_mixes_are_known_and_cost_what_they_cost() -> None:
-    ledger = Ledger(History(open_storage(None), "key"), 4)
+    ledger = Ledger(History(), 4)
     choices = {"0.attn.q": "2", "head": "6"}
     assert not ledger.known(choices)
     ledger.drop(choices, 2)

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import LawEngine, bpw_range, run_search
+from laws import LawEngine, bpw_range, cache_of, run_search
 
 from exltune.search import (
-    History,
     SearchOptions,
     SearchProblem,
     Surrogate,
     baseline_mixes,
-    open_storage,
     search_problem,
 )
 from exltune.testing.laws import INVENTORY, WIDTHS, Law, measured, random_law
@@ -47,6 +45,7 @@ def _interacting() -> Law:
     return Law(plain.scales, gamma=0.8, pairs=pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [2.6, 3.2])
 def test_it_beats_sums_of_single_swaps_where_units_interact(target: float) -> None:
     law = _interacting()
@@ -59,6 +58,7 @@ def test_it_beats_sums_of_single_swaps_where_units_interact(target: float) -> No
     assert found < 0.97 * min(seeds["knapsack"], seeds["knapsack-fit"])
 
 
+@pytest.mark.slow
 def test_refitting_makes_the_law_right() -> None:
     law = _interacting()
     problem = _problem(law, 3.2)
@@ -75,6 +75,7 @@ def test_refitting_makes_the_law_right() -> None:
     assert found[1].surrogate.gamma == Surrogate(problem).gamma
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=5)
 @given(
     passes=st.floats(0, 9),
@@ -94,6 +95,7 @@ def test_passes_are_never_exceeded(passes: float, batch: int, rows: int, sizes: 
     assert passes - engine.row_passes / rows < 1 + sizes
 
 
+@pytest.mark.slow
 def test_the_handed_over_mix_keeps_budget_and_floors() -> None:
     low, high = bpw_range()
 
@@ -113,6 +115,7 @@ def test_the_handed_over_mix_keeps_budget_and_floors() -> None:
     check()
 
 
+@pytest.mark.slow
 def test_the_better_half_goes_on_and_the_laws_optimum_always() -> None:
     law = random_law(noise=0.3)
     problem = _problem(law, 3.2)
@@ -155,6 +158,7 @@ def test_luck_on_the_first_rung_is_not_believed() -> None:
     assert "search-best" in search.finalists(0)
 
 
+@pytest.mark.slow
 def test_a_move_needs_more_than_twice_its_standard_error() -> None:
     """On fresh rows the same gain is assignment where the rows agree on it, and left where they do not."""
     plain = random_law()
@@ -178,6 +182,7 @@ def test_a_move_needs_more_than_twice_its_standard_error() -> None:
     assert not moves(0.5)
 
 
+@pytest.mark.slow
 def test_several_sizes_share_what_was_scored() -> None:
     law = _interacting()
     problems = [_problem(law, target) for target in (2.8, 3.0, 3.5)]
@@ -226,7 +231,7 @@ def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: s
 
     ran = run_search([problem], LawEngine(law, nan=nan), SearchOptions(passes=10, batch=6))
     distinct = {tuple(sorted(choices.items())) for choices in asked}
-    assert len(asked) == len(distinct) == len(ran.scorer.dropped)
+    assert len(asked) == len(distinct) == len(ran.scores.dropped)
     if which == "all":
         # They cost their passes too, or it would never end.
         assert ran.search.ledger.history.mixes == {}
@@ -239,6 +244,7 @@ def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: s
         assert ran.search.rounds[-1].incumbent_kld[0] is not None
 
 
+@pytest.mark.slow
 def test_the_same_seed_finds_the_same() -> None:
     law = _interacting()
     problem = _problem(law, 3.2)
@@ -251,21 +257,22 @@ def test_the_same_seed_finds_the_same() -> None:
     assert run(0) != run(1)
 
 
+@pytest.mark.slow
 def test_a_finished_search_taken_up_again_holds_the_same_and_scores_nothing() -> None:
     law = _interacting()
     problem = _problem(law, 3.2)
-    history = History(open_storage(None), "key")
-    settings_ = SearchOptions(passes=20, batch=8)
-    first = run_search([problem], LawEngine(law), settings_, history=history).search
-    engine = LawEngine(law)
-    again = run_search([problem], engine, settings_, history=history).search
-    assert engine.scored == []
-    assert again.incumbent == first.incumbent
-    assert again.finalists(0).keys() == first.finalists(0).keys()
+    engine, settings_ = LawEngine(law), SearchOptions(passes=20, batch=8)
+    scores = cache_of(engine)
+    first = run_search([problem], engine, settings_, scores=scores).search
+    done = len(engine.scored)
+    again = run_search([problem], engine, settings_, scores=scores).search
+    assert len(engine.scored) == done
+    assert (again.incumbent, again.rounds) == (first.incumbent, first.rounds)
+    assert again.finalists(0) == first.finalists(0)
     # With more passes it goes on from there.
-    more = run_search([problem], engine, SearchOptions(passes=24, batch=8), history=history).search
-    assert engine.scored
-    assert more.ledger.passes <= 24
+    more = run_search([problem], engine, SearchOptions(passes=24, batch=8), scores=scores).search
+    assert len(engine.scored) > done
+    assert first.ledger.passes < more.ledger.passes <= 24
 
 
 def test_one_row_is_a_search_set_too() -> None:

@@ -84,6 +84,7 @@ def test_no_method_splits_a_pair_that_is_kept(level: int) -> None:
         assert all(seed.predicted_kld is not None for seed in seeds)
 
 
+@pytest.mark.slow
 def test_the_search_splits_pairs_where_that_pays_and_may() -> None:
     law = random_law(seed=1)
     uneven = {one: law.scales[one] * (5 if one.endswith((".v", ".up")) else 0.2) for pair in PAIRS for one in pair}

@@ -156,6 +156,7 @@ def test_predictions_are_sums_of_single_swaps() -> None:
     assert table.predict(bits | {"0.attn.q": 8.0}) is None
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(share=st.floats(0, 1), level=st.sampled_from([None, 2, 3]))
 def test_every_seed_is_within_every_feasible_budget(share: float, level: int | None) -> None:

@@ -1,156 +1,104 @@
-"""One contract for every sampler that may turn the knobs, in the style of optuna.testing's suites."""
+"""Our own samplers keep the contract; those of others come by entry point."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pytest
-from optuna.trial import TrialState
+from fake_distributions import install
+from optuna.samplers import RandomSampler
 
 from exltune.errors import UsageError
 from exltune.search import (
     SAMPLERS,
     Knobs,
-    SearchProblem,
+    SamplerRow,
     Surrogate,
     knob_study,
     load_all_rules,
     open_storage,
     rule_bits,
     sampler,
+    sampler_names,
     search_problem,
     solve,
 )
-from exltune.search.loop.samplers import ONE_OBJECTIVE, Turn
 from exltune.testing.laws import INVENTORY, WIDTHS, measured, random_law
+from exltune.testing.samplers import SamplerContract
 
-_LAW = random_law()
-_PROBLEMS = tuple(
-    search_problem(
-        INVENTORY,
-        target_bpw=target,
-        widths=WIDTHS,
-        codebook="mul1",
-        head_choice="6",
-        head_bits=6.0,
-        measurement=measured(_LAW, rows=2),
-    )
-    for target in (3.0, 3.6)
-)
-_SURROGATE = Surrogate(_PROBLEMS[0])
-_ENERGIES = _SURROGATE.energies()
-_OPTIMA = [solve(problem, _ENERGIES) for problem in _PROBLEMS]
-_RULES = load_all_rules()[:2]
+Give = Callable[..., None]
 
-every_sampler = pytest.mark.parametrize("name", sorted(SAMPLERS))
-Make = Callable[..., Knobs]
+
+class TestOurSamplers(SamplerContract):
+    """Every row of the table."""
+
+    @pytest.fixture(params=sorted(SAMPLERS))
+    def row(self, request: pytest.FixtureRequest) -> SamplerRow:
+        if request.param == "cmaes" and find_spec("cmaes") is None:
+            pytest.skip("cmaes is not installed")
+        return SAMPLERS[request.param]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Knobs over one or two sizes, on the same storage when made again."""
+def give(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Give:
+    """Install a distribution with samplers; its modules are not imported yet."""
+    source = (
+        "import optuna\nfrom exltune.search import SamplerRow\n"
+        "OTHER = SamplerRow(lambda seed: optuna.samplers.RandomSampler(seed=seed))\nBARE = optuna.samplers.TPESampler\n"
+    )
+    (tmp_path / "fake_samplers.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fake_samplers", raising=False)
 
-    def knobs(name: str, *, sizes: int = 1, seed: int = 0, file: str = "a.db") -> Knobs:
-        chosen = sampler(name, seed, objectives=sizes)
-        study = knob_study(open_storage(f"sqlite:///{tmp_path / file}"), "k", chosen, objectives=sizes)
-        problems = _PROBLEMS[:sizes]
-        return Knobs(study, problems, [rule_bits(problem, _RULES) for problem in problems])
+    def give(name: str = "exltune-fake", **rows: str) -> None:
+        install(monkeypatch, tmp_path / name, name, "exltune.samplers", rows)
 
-    return knobs
-
-
-def _ask(knobs: Knobs) -> Turn:
-    return knobs.ask(_ENERGIES, _OPTIMA)
-
-
-def _taken(turn: Turn) -> tuple[int, ...]:
-    problem: SearchProblem = _PROBLEMS[turn.problem]
-    assignment = solve(problem, turn.energies)
-    assert assignment is not None
-    assert problem.within(assignment)
-    return assignment
+    return give
 
 
-def _turns(knobs: Knobs, count: int) -> list[Turn]:
-    """So many asked and told, past every sampler's random start."""
-    found = []
-    for _ in range(count):
-        turn = _ask(knobs)
-        problem = _PROBLEMS[turn.problem]
-        assignment = _taken(turn)
-        knobs.tell(turn.trial, _LAW.kld(problem.candidate_of("", assignment).mix.choices), problem.bytes_of(assignment))
-        found.append(turn)
-    return found
+def test_samplers_of_others_are_listed_without_being_imported(give: Give) -> None:
+    assert sampler_names() == tuple(SAMPLERS)
+    give(other="fake_samplers:OTHER")
+    assert sampler_names() == (*SAMPLERS, "other")
+    assert "fake_samplers" not in sys.modules
+    assert isinstance(sampler("other", 0, objectives=2), RandomSampler)
 
 
-@every_sampler
-def test_turns_are_finite_and_give_mixes_within_the_budget(make: Make, name: str) -> None:
-    for turn in _turns(make(name), 11):
-        assert turn.problem == 0
-        assert [len(z) for z in turn.energies] == [len(z) for z in _ENERGIES]
-        assert all(np.isfinite(z).all() and (z > 0).all() for z in turn.energies)
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("fake_samplers:BARE", "is not a SamplerRow"),
+        ("fake_samplers:NONE", "cannot be imported .*NONE"),
+        ("no_such_module_of_ours:ROW", "cannot be imported .*no_such_module_of_ours"),
+    ],
+)
+def test_what_is_not_a_sampler_is_refused(give: Give, target: str, reason: str) -> None:
+    give(bad=target)
+    with pytest.raises(UsageError, match=f"the sampler 'bad' {reason}") as error:
+        sampler("bad", 0)
+    assert error.value.where == f"entry point {target} of exltune-fake 1.5"
 
 
-@every_sampler
-def test_a_batch_may_be_asked_before_any_is_told(make: Make, name: str) -> None:
-    knobs = make(name)
-    turns = [_ask(knobs) for _ in range(4)]
-    assert len({turn.trial for turn in turns}) == 4
-    for turn in reversed(turns):
-        knobs.tell(turn.trial, 0.1, 1)
-    assert [trial.state for trial in knobs.study.trials] == [TrialState.COMPLETE] * 4
-    _turns(knobs, 6)
+def test_two_samplers_of_one_name_are_refused(give: Give) -> None:
+    give(tpe="fake_samplers:OTHER")
+    with pytest.raises(UsageError, match=r"given by exltune and by exltune-fake 1\.5"):
+        sampler("tpe", 0)
 
 
-@every_sampler
-def test_a_dropped_mix_is_told_as_none(make: Make, name: str) -> None:
-    knobs = make(name)
-    for number in range(10):
-        turn = _ask(knobs)
-        knobs.tell(turn.trial, None if number % 2 else 0.2 + 0.01 * number, 1)
-    states = [trial.state for trial in knobs.study.trials]
-    assert (states.count(TrialState.FAIL), states.count(TrialState.COMPLETE)) == (5, 5)
-    with pytest.raises(KeyError):
-        knobs.tell(0, 0.1, 1)
+def test_a_package_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    with pytest.raises(UsageError, match="needs the package cmaes") as error:
+        sampler("cmaes", 0)
+    assert error.value.fix == "pip install 'exltune[cmaes]'"
 
 
-@every_sampler
-def test_it_goes_on_from_its_storage_with_trials_that_a_kill_left_open(make: Make, name: str) -> None:
-    killed = make(name)
-    _turns(killed, 9)
-    _ask(killed)
-    again = make(name, seed=1)
-    assert [trial.state for trial in again.study.trials][-1] is TrialState.RUNNING
-    assert [turn.trial for turn in _turns(again, 3)] == [10, 11, 12]
-
-
-@every_sampler
-def test_a_seed_makes_it_reproducible(make: Make, name: str) -> None:
-    def run(file: str, seed: int) -> list[np.ndarray]:
-        return [np.concatenate(turn.energies) for turn in _turns(make(name, seed=seed, file=file), 6)]
-
-    first, same, other = run("a.db", 3), run("b.db", 3), run("c.db", 4)
-    assert all(np.array_equal(a, b) for a, b in zip(first, same, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-
-
-@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - ONE_OBJECTIVE))
-def test_a_front_over_sizes(make: Make, name: str) -> None:
-    knobs = make(name, sizes=2)
-    turns = _turns(knobs, 12)
-    assert {turn.problem for turn in turns} == {0, 1}
-    for trial in knobs.study.best_trials:
-        assert len(trial.values) == 2
-    assert knobs.study.directions == [optuna.study.StudyDirection.MINIMIZE] * 2
-
-
-@pytest.mark.parametrize("name", sorted(ONE_OBJECTIVE))
-def test_samplers_of_one_objective_refuse_a_front(name: str) -> None:
+def test_samplers_of_one_objective_refuse_a_front() -> None:
     with pytest.raises(UsageError, match="one objective only"):
-        sampler(name, 0, objectives=2)
+        sampler("cmaes", 0, objectives=2)
 
 
 def test_unknown_samplers_are_told_with_those_there_are() -> None:
@@ -159,20 +107,31 @@ def test_unknown_samplers_are_told_with_those_there_are() -> None:
     assert all(name in str(error.value) for name in SAMPLERS)
 
 
-def test_a_rule_pulls_towards_its_own_bits(make: Make) -> None:
+def test_a_rule_pulls_towards_its_own_bits() -> None:
     """With all weight on a rule, units that it gives more bits become dearer to leave low, by a factor of 2 a bit."""
-    knobs = make("random")
+    problem = search_problem(
+        INVENTORY,
+        target_bpw=3.0,
+        widths=WIDTHS,
+        codebook="mul1",
+        head_choice="6",
+        head_bits=6.0,
+        measurement=measured(random_law(), rows=2),
+    )
+    rules = rule_bits(problem, load_all_rules()[:2])
+    knobs = Knobs(knob_study(open_storage(None), "k", sampler("random", 0), objectives=1), [problem], [rules])
+    energies = Surrogate(problem).energies()
+    optimum = solve(problem, energies)
+    assert optimum is not None
     for _ in range(40):
-        turn = _ask(knobs)
+        turn = knobs.ask(energies, [optimum])
         setting = knobs.study.trials[turn.trial].params
         knobs.tell(turn.trial, None, 0)
         if setting["rule"] == "none":
             continue
-        wanted = rule_bits(_PROBLEMS[0], _RULES)[setting["rule"]]
-        optimum = _OPTIMA[0]
-        assert optimum is not None
-        for number, unit in enumerate(_PROBLEMS[0].units):
-            logs = np.log(_ENERGIES[number])
+        wanted = rules[setting["rule"]]
+        for number, unit in enumerate(problem.units):
+            logs = np.log(energies[number])
             logs = logs + setting["exponent"] * (logs - logs[0]) + setting[f"part.{unit.part}"]
             more = wanted[number] - unit.options[optimum[number]].bits
             expected = logs + setting["rule_weight"] * np.log(2) * more

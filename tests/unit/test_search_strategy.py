@@ -70,6 +70,7 @@ def test_within_a_budget(share: float, hq: int) -> None:
         assert budget - _groups_bytes(_SIZES, bits) < largest_step
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(share=st.floats(0, 1))
 def test_the_smallest_of_at_least_a_size(share: float) -> None:

@@ -75,7 +75,7 @@ def test_an_existing_directory_is_replaced_only_by_force_and_only_if_ours(tmp_pa
     out = tmp_path / "out"
     out.mkdir()
     fill(out, "into an empty one")
-    with pytest.raises(OutputExistsError, match="--force"):
+    with pytest.raises(OutputExistsError, match="`force`"):
         fill(out)
     (out / "old").write_text("")
     fill(out, "replaced", force=True)

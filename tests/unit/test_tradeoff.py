@@ -219,7 +219,7 @@ def test_rows_of_a_trade(tmp_path: Path) -> None:
     assert gone
     for row in gone:
         assert row.reason is not None
-        assert row.reason.startswith("--vram leaves")
+        assert row.reason.startswith("`vram` leaves")
         assert (row.bpw, row.predicted_kld, row.weights_bytes, row.best) == (None, None, None, False)
 
 
@@ -238,6 +238,7 @@ def test_nothing_fits(tmp_path: Path) -> None:
     assert matplotlib.image.imread(io.BytesIO(tradeoff_png(found))).size
 
 
+@pytest.mark.slow
 def test_gpus_are_split_layer_by_layer(tmp_path: Path) -> None:
     overhead = _vram(2, CacheBits(k=2, v=2), 256) - PROFILE.sizes.uniform_size(2, 6).size_bytes
     cards = 2 * (overhead + (VRAM - overhead) * 2 // 5,)
@@ -250,13 +251,13 @@ def test_gpus_are_split_layer_by_layer(tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Give --vram or --gpus"):
+    with pytest.raises(UsageError, match="Give `vram` or `gpus`"):
         _trade(tmp_path, TradeoffOptions(Limits(), (1024,)))
-    with pytest.raises(UsageError, match="Give --contexts"):
+    with pytest.raises(UsageError, match="Give `contexts`"):
         _trade(tmp_path, TradeoffOptions(_pool(VRAM), ()))
-    with pytest.raises(UsageError, match="--context 65537 is above the model's limit of 65536"):
+    with pytest.raises(UsageError, match="`context` 65537 is above the model's limit of 65536"):
         _trade(tmp_path, TradeoffOptions(_pool(VRAM), (1024, 65537)))
-    with pytest.raises(UsageError, match="--context 0 is not above 0"):
+    with pytest.raises(UsageError, match="`context` 0 is not above 0"):
         _trade(tmp_path, TradeoffOptions(_pool(VRAM), (0,)))
 
 

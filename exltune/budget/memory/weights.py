@@ -84,7 +84,7 @@ def weights_of_bits(profile: ModelProfile, bits: float, head_bits: float) -> Wei
     if bits == UNQUANTIZED_BITS or bits in INTEGER_BITS or (bits in HALF_BITS and profile.sizes.codebook == "mul1"):
         return spread_bits(profile, bits, head_bits)
     if not (math.isfinite(bits) and LOWEST_BITS <= bits <= HIGHEST_BITS):
-        raise UsageError(f"--bits {bits:g} do not exist", fix="Give 1 to 8, an average such as 3.15, or 16")
+        raise UsageError(f"`bits` {bits:g} do not exist", fix="Give 1 to 8, an average such as 3.15, or 16")
     widths = (*INTEGER_BITS, *(HALF_BITS if profile.sizes.codebook == "mul1" else ()))
     below = max(width for width in widths if width < bits)
     spread = _bits_of_bpw(profile, bits)

@@ -95,14 +95,14 @@ def weights_budget(
     allowed = bits_by_limit(work, limits, head_bits)
     binding = tightest(allowed)
     if binding is None:
-        raise BudgetError("no limit is given", fix="Give --gpus, --vram, --target-bpw or --size")
+        raise BudgetError("no limit is given", fix="Give `gpus`, `vram`, `target_bpw` or `size`")
     bits = allowed[binding]
     if bits is None:
         least = spread_bits(profile, LOWEST_BITS, head_bits)
         raise BudgetError(
-            f"{option_of(binding)} leaves no room for weights: 1 bit for each takes {format_size(least.total)}, "
+            f"{field_of(binding)} leaves no room for weights: 1 bit for each takes {format_size(least.total)}, "
             f"beside a cache of {format_size(work.kv_bytes)}",
-            fix="Give more memory, a shorter --context or fewer --cache bits",
+            fix="Give more memory, a shorter `context` or fewer `cache` bits",
         )
     weights = spread_bits(profile, bits, head_bits)
     fp16 = weights.total - group_bytes(profile, weights) - weights.head
@@ -129,22 +129,22 @@ def fit_mix(
         if not passes(weights):
             raise BudgetError(
                 f"the mix of {format_size(weights.total)} ({bpw_of(profile, weights):.3f} bpw) breaks "
-                f"{option_of(name)}{_missing(name, work, weights, limits)}",
+                f"{field_of(name)}{_missing(name, work, weights, limits)}",
                 fix=_FIXES[name],
             )
     pools = (limits.hardware.gpus, (limits.hardware.vram_bytes,) if limits.hardware.vram_bytes else ())
     return tuple(place(work, weights, cards) for cards in pools if cards)
 
 
-def option_of(limit: Limit) -> str:
-    """The option that sets a limit."""
-    return f"--{limit.replace('_', '-')}"
+def field_of(limit: Limit) -> str:
+    """The field that sets a limit, as messages name it."""
+    return f"`{limit}`"
 
 
 _FIXES: dict[Limit, str] = {
-    "gpus": "Take fewer bits, a shorter --context, fewer --cache bits or another GPU",
-    "vram": "Take fewer bits, a shorter --context or fewer --cache bits",
-    "ram": "Offload fewer layers, or give more --ram",
+    "gpus": "Take fewer bits, a shorter `context`, fewer `cache` bits or another GPU",
+    "vram": "Take fewer bits, a shorter `context` or fewer `cache` bits",
+    "ram": "Offload fewer layers, or give more `ram`",
     "target_bpw": "Take fewer bits",
     "size": "Take fewer bits",
 }

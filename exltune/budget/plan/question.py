@@ -50,19 +50,19 @@ class Question:
 
 
 def check_use(profile: ModelProfile, limits: Limits, use: Use) -> None:
-    """Check options against each other and against the model. Raises: UsageError naming the option."""
-    _check_positive("--context", use.context)
-    _check_positive("--chunk", use.chunk)
-    _check_positive("--slots", use.slots)
-    _check_positive("--target-bpw", limits.target_bpw)
+    """Check limits and use against each other and against the model. Raises: UsageError naming the field."""
+    _check_positive("`context`", use.context)
+    _check_positive("`chunk`", use.chunk)
+    _check_positive("`slots`", use.slots)
+    _check_positive("`target_bpw`", limits.target_bpw)
     limit = profile.context_limit
     if use.context is not None and limit is not None and use.context > limit:
         raise UsageError(
-            f"--context {use.context} is above the model's limit of {limit} tokens (max_position_embeddings)",
+            f"`context` {use.context} is above the model's limit of {limit} tokens (max_position_embeddings)",
             fix=f"Give at most {limit}",
         )
     if use.tensor_parallel and len(limits.hardware.gpus) < 2:
-        raise UsageError("--tensor-parallel needs two GPUs or more", fix="Give them, as in --gpus 2x24GiB")
+        raise UsageError("`tensor_parallel` needs two GPUs or more", fix="Give them, as in `gpus` 2x24GiB")
     _check_offload(profile, use)
 
 
@@ -98,21 +98,21 @@ def _on_cards(question: Question, context: int) -> bool:
     return fits(replace(question.with_use(context=context), limits=only))
 
 
-def _check_positive(option: str, value: float | None) -> None:
+def _check_positive(field: str, value: float | None) -> None:
     if value is not None and not 0 < value < float("inf"):
-        raise UsageError(f"{option} {value:g} is not above 0", fix="Give a positive number")
+        raise UsageError(f"{field} {value:g} is not above 0", fix="Give a positive number")
 
 
 def _check_offload(profile: ModelProfile, use: Use) -> None:
     if use.offload_layers < 0:
-        raise UsageError(f"--offload-layers {use.offload_layers} is negative", fix="Give a number from 0 on")
+        raise UsageError(f"`offload_layers` {use.offload_layers} is negative", fix="Give a number from 0 on")
     sparse = sum(bool(layer.experts) for layer in profile.layers)
     if use.offload_layers > sparse:
         raise UsageError(
-            f"--offload-layers {use.offload_layers} is above the {sparse} layers with routed experts",
+            f"`offload_layers` {use.offload_layers} is above the {sparse} layers with routed experts",
             fix=f"Give at most {sparse}",
         )
     if use.offload_layers and use.tensor_parallel:
-        raise UsageError("exllamav3 does not offload experts under tensor parallelism", fix="Give one of the options")
+        raise UsageError("exllamav3 does not offload experts under tensor parallelism", fix="Give one of the two")
     if use.offload_layers and profile.sizes.codebook != "mul1":
         raise UsageError(f"exllamav3 offloads only mul1 experts, not {profile.sizes.codebook}", fix="Offload no layers")

@@ -32,7 +32,7 @@ def _less_context(question: Question) -> Iterator[Remedy]:
     longest = largest_context(question)
     if question.use.context is None or not longest or not fits(question.with_use(context=longest)):
         return
-    yield Remedy(change="context", value=longest, text=f"--context {longest}")
+    yield Remedy(change="context", value=longest, text=f"`context` {longest}")
 
 
 def _fewer_cache_bits(question: Question) -> Iterator[Remedy]:
@@ -43,7 +43,7 @@ def _fewer_cache_bits(question: Question) -> Iterator[Remedy]:
     pairs = [CacheBits(k=k, v=v) for k in range(8, 1, -1) for v in (k, k - 1) if v >= 2]
     for pair in pairs:
         if pair.k + pair.v < asked.k + asked.v and fits(question.with_use(cache=pair)):
-            yield Remedy(change="cache", value=str(pair), text=f"--cache {pair}")
+            yield Remedy(change="cache", value=str(pair), text=f"`cache` {pair}")
             return
 
 
@@ -51,7 +51,7 @@ def _shorter_chunk(question: Question) -> Iterator[Remedy]:
     chunk = question.use.chunk // 2
     while chunk >= _SHORTEST_CHUNK:
         if fits(question.with_use(chunk=chunk)):
-            yield Remedy(change="chunk", value=chunk, text=f"--chunk {chunk}")
+            yield Remedy(change="chunk", value=chunk, text=f"`chunk` {chunk}")
             return
         chunk //= 2
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import errors_in_one_line, output, print_json
+from exltune.cli.console import errors_in_one_line, output, print_json, with_options
 from exltune.cli.registry import Section, command
 from exltune.cli.session import open_session
 from exltune.errors import UsageError
@@ -80,7 +80,7 @@ def compare(
     result: _CopyFlags,
 ) -> None:
     """Judge a quant against another of the same bytes on held-out text. Exit code 18: it lost; 17: not comparable."""
-    from exltune.evaluate.compare import ALPHA
+    from exltune.evaluation.compare import ALPHA
     from exltune.pipeline.evaluation.compare import CompareOptions, Side
     from exltune.pipeline.evaluation.compare import compare as run
 
@@ -123,4 +123,4 @@ def _show(found: CompareResult, alpha: float) -> None:
     if found.tasks:
         console.print(tasks_table(found.tasks))
     for line in compare_lines(found, alpha):
-        typer.echo(line)
+        typer.echo(with_options(line))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import RichReporter, print_json
+from exltune.cli.console import RichReporter, print_json, with_options
 from exltune.cli.flags import Only
 from exltune.cli.registry import Group, Section
 from exltune.errors import UsageError
@@ -224,7 +224,7 @@ def _show(report: DeployReport) -> None:
     if report.kept_tokens:
         typer.echo("The keys are those of the deployment that was there.")
     for line in _lines(deployment):
-        typer.echo(line)
+        typer.echo(with_options(line))
     if report.served is not None:
         served = report.served
         typer.echo(f"{served.url} serves {served.model_name} as planned and says: {' '.join(served.text.split())}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import output, print_json
+from exltune.cli.console import output, print_json, with_options
 from exltune.cli.registry import Section, command
 
 if TYPE_CHECKING:
@@ -51,4 +51,4 @@ def _show(found: Explanation) -> None:
     for table in explanation_tables(found):
         console.print(table)
     for note in found.notes:
-        typer.echo(f"{note}.")
+        typer.echo(with_options(f"{note}."))

@@ -33,7 +33,7 @@ def measure(
     result: options.ResultFlags,
 ) -> None:
     """Measure what each group's bits do to the model's output (KL divergence). Resumes after a kill."""
-    from exltune.measure import parse_budget
+    from exltune.measurement import parse_budget
     from exltune.pipeline.measurement.measure import MeasureOptions
     from exltune.pipeline.measurement.measure import measure as run
 

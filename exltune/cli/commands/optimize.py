@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import RichReporter, output, print_json
+from exltune.cli.console import RichReporter, output, print_json, with_options
 from exltune.cli.flags import Only
 from exltune.cli.registry import Section, command
 
@@ -106,5 +106,5 @@ def _show(found: Optimized, out: Path) -> None:
 
     output().print(standings_table(found.detail.standings))
     for line in search_lines(found.recipe, found.detail):
-        typer.echo(line)
+        typer.echo(with_options(line))
     typer.echo(out)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import output, print_json
+from exltune.cli.console import output, print_json, with_options
 from exltune.cli.registry import Section, command
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _show(plan: Plan) -> None:
     if plan.per_gpu:
         console.print(_cards(plan))
     for line in _lines(plan):
-        typer.echo(line)
+        typer.echo(with_options(line))
 
 
 def _sizes(plan: Plan) -> Table:

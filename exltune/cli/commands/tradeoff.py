@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from exltune.cli import options
-from exltune.cli.console import output, print_json
+from exltune.cli.console import output, print_json, with_options
 from exltune.cli.flags import Only
 from exltune.cli.registry import Section, command
 from exltune.errors import BudgetError, UsageError
@@ -70,7 +70,7 @@ def tradeoff(
     else:
         output().print(_table(found))
         for line in (*_lines(found), *([] if png is None else [png])):
-            typer.echo(line)
+            typer.echo(with_options(str(line)))
     if not any(row.fits for row in found.rows):
         raise typer.Exit(BudgetError.exit_code)
 

@@ -35,7 +35,7 @@ class Chunks:
                 if count == 1:
                     raise EngineError(
                         f"{self.device} has too little memory for a single row ({_first_line(error)})",
-                        fix="Use shorter rows (--row-length), or free memory of the device",
+                        fix="Use shorter rows (`row_length`), or free memory of the device",
                     ) from error
             # Outside of the handler: the error holds the tensors of what failed.
             self._rows, self.shrunk = count // 2, self.shrunk + 1

@@ -27,9 +27,9 @@ _KILLED = -9
 _REMEDIES = (
     ("No space left on device", "Make room on the disk"),
     ("File too large", "Raise the limit of file sizes (ulimit -f)"),
-    ("out of memory", "Free memory of the GPU, or name others with --devices,"),
-    ("CUBLAS_STATUS_ALLOC_FAILED", "Free memory of the GPU, or name others with --devices,"),
-    ("CUDA error", "See nvidia-smi and dmesg (--devices leaves a broken GPU out)"),
+    ("out of memory", "Free memory of the GPU, or name others with `devices`,"),
+    ("CUBLAS_STATUS_ALLOC_FAILED", "Free memory of the GPU, or name others with `devices`,"),
+    ("CUDA error", "See nvidia-smi and dmesg (`devices` leaves a broken GPU out)"),
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _DONE = re.compile(r"^ -- (?:Quantized|Unquantized): (\S+)\s+bpw:")

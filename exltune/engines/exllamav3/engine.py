@@ -159,7 +159,7 @@ class ExllamaEngine:
                 f"rows of {tokens.shape[1]} tokens reach beyond the model's sliding window of {self._window}, and "
                 f"exllamav3 runs {self.inventory.architecture} without one",
                 where=str(self.model_dir),
-                fix=f"Give rows of at most {self._window} tokens (--row-length), or --engine reference",
+                fix=f"Give rows of at most {self._window} tokens (`row_length`), or `engine` reference",
             )
 
     def _grouped_keys(self) -> list[str]:

@@ -76,7 +76,7 @@ class Fits:
         if needed > has:
             raise EngineError(
                 f"{what} needs about {format_size(needed)} of a device that has {format_size(has)} to give",
-                fix="Free memory of the device, take a larger one, or shorten the rows (--row-length)",
+                fix="Free memory of the device, take a larger one, or shorten the rows (`row_length`)",
             )
 
 

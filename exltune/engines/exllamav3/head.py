@@ -10,7 +10,7 @@ from torch import Tensor
 from exltune.engines.exllamav3.worker import Worker
 from exltune.engines.streaming.results import Leaf
 from exltune.errors import NonFiniteError
-from exltune.metrics import ReferenceLogits
+from exltune.metrics.logits import ReferenceLogits
 from exltune.schema.mix import REFERENCE
 
 

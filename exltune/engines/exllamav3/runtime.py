@@ -41,7 +41,7 @@ def named_devices(numbers: Sequence[int]) -> tuple[torch.device, ...]:
     """
     found = cuda_devices()
     if not found:
-        raise EngineError("there is no CUDA device", where="engine exllamav3", fix="Use --engine reference")
+        raise EngineError("there is no CUDA device", where="engine exllamav3", fix="Use `engine` reference")
     absent = sorted(set(numbers) - set(range(len(found))))
     if absent:
         raise EngineError(

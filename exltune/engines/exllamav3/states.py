@@ -65,5 +65,5 @@ def _mapped(nbytes: int, folder: Path) -> Tensor:
         raise StorageError(
             what,
             where=str(folder),
-            fix=f"Make room for {nbytes:,} bytes of hidden states, set TMPDIR to another disk, or raise --max-ram",
+            fix=f"Make room for {nbytes:,} bytes of hidden states, set TMPDIR to another disk, or raise `max_ram`",
         ) from error

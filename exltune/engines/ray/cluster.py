@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from exltune.engines.base import Progress, runs_on_cpu
 from exltune.engines.ray.options import AUTO, RayOptions
@@ -21,6 +20,9 @@ from exltune.engines.tasks import ScoredTask, ScoreTask, TaskWatch
 from exltune.errors import ExltuneError, UsageError, WorkerLostError
 from exltune.schema.mix import Choice
 from exltune.schema.score import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ATTEMPTS = 4
 #: How long to wait for a cluster that has room for not even one worker.
@@ -102,7 +104,7 @@ class Cluster:
             if not ready:
                 raise WorkerLostError(
                     f"the cluster has had no room for a worker for {_PATIENCE_SECONDS:.0f} seconds",
-                    where=f"--ray {self.options.address}",
+                    where=f"`ray` {self.options.address}",
                     fix="Look at `ray status`, or give another cluster",
                 )
             worker = self._workers.pop(ready[0])
@@ -148,7 +150,7 @@ class Cluster:
                 f"{_ATTEMPTS} workers were lost over the same mixes ({worker.task.mixes[0].name} and others), the "
                 f"last one with: {reason}",
                 where=where,
-                fix="Mend the node (memory is the usual cause: --max-ram bounds the states of each worker) and run "
+                fix="Mend the node (memory is the usual cause: `max_ram` bounds the states of each worker) and run "
                 "the same command again: finished scores are kept",
             )
         self.remark(f"A worker was lost ({where}); its mixes run again")
@@ -167,8 +169,8 @@ class Cluster:
         if have < each:
             raise UsageError(
                 f"the cluster has {have:g} {kind}s and a worker needs {each}",
-                where=f"--ray {self.options.address}",
-                fix="Add nodes, or give smaller --ray-cpus" if self._on_cpu else "Add nodes with GPUs",
+                where=f"`ray` {self.options.address}",
+                fix="Add nodes, or give smaller `ray_cpus`" if self._on_cpu else "Add nodes with GPUs",
             )
         return int(have // each)
 
@@ -179,7 +181,7 @@ def _import_ray() -> ModuleType:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--ray needs Ray, which is not installed", fix="pip install 'exltune[ray]'") from error
+        raise UsageError("`ray` needs Ray, which is not installed", fix="pip install 'exltune[ray]'") from error
     return ray
 
 
@@ -201,8 +203,8 @@ def _connect(ray: ModuleType, address: str) -> None:
             return
         raise UsageError(
             f"no Ray cluster answers there ({' '.join(str(error).split())})",
-            where=f"--ray {address}",
-            fix="Start one with `ray start --head`, or give --ray auto",
+            where=f"`ray` {address}",
+            fix="Start one with `ray start --head`, or give `ray` auto",
         ) from error
 
 

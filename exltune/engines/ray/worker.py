@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from exltune.engines.base import Engine, Resources, open_engine
 from exltune.errors import ExltuneError
@@ -59,6 +58,8 @@ class ScoreWorker:
         self, mixes: Sequence[Mix], tokens: npt.NDArray[np.int64], quants: Mapping[Choice, Path]
     ) -> tuple[list[Score], int] | ExltuneError:
         """Scores of mixes on tokens (rows, T) and the bytes of states that were held. quants: all that are known."""
+        import torch
+
         try:
             engine = self._open()
             engine.add_quants(quants)

@@ -128,7 +128,7 @@ class ReferenceEngine:
             least = 4 * states * length * self.inventory.hidden_size
             raise UsageError(
                 f"{self.limits.state_bytes} bytes hold no hidden states of a single mix on a row of {length} tokens",
-                fix=f"Allow at least {least} bytes (--max-ram {-(-least // 1024)}KiB), or shorter rows",
+                fix=f"Allow at least {least} bytes (`max_ram` {-(-least // 1024)}KiB), or shorter rows",
             )
         half = (len(mixes) + 1) // 2
         return self._parts(mixes[:half], length) + self._parts(mixes[half:], length)

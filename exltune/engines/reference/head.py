@@ -14,7 +14,7 @@ from exltune.engines.reference.store import WeightStore
 from exltune.engines.reference.workers import Workers
 from exltune.engines.streaming.results import Leaf, RowSums
 from exltune.errors import NonFiniteError
-from exltune.metrics import ReferenceLogits
+from exltune.metrics.logits import ReferenceLogits
 from exltune.schema.mix import REFERENCE, Choice
 
 

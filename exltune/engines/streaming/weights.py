@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from exltune.errors import NonFiniteError, QuantMismatchError
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles, read_json
 from exltune.inventory import is_exl3
 from exltune.schema.inventory import LinearSpec, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -100,6 +100,8 @@ def open_weights(path: Path) -> WeightSource:
 
 def finite(tensor: Tensor, name: str, where: Path) -> Tensor:
     """The tensor itself, once it is known to hold no NaN or inf. Raises: NonFiniteError naming it."""
+    import torch
+
     if not torch.isfinite(tensor).all():
         raise NonFiniteError(
             f"tensor {name!r} holds NaN or inf", where=str(where), fix="Download or convert the model again"

@@ -24,6 +24,7 @@ from exltune.store.content import MixContent
 from exltune.store.database import Database
 from exltune.store.identity import scoring_versions
 from exltune.store.names import user_scores
+from exltune.store.probes import ProbeStore
 from exltune.store.quants.reference import reference_quant
 from exltune.store.score_cache import ScoreCache
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from exltune.engines.ray.options import RayOptions
     from exltune.store.quants.directories import BaseQuant
+    from exltune.store.quants.held_out import HeldOut
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Session:
 
         if self.quants_dir is None:
             raise UsageError("this needs base quants", fix="Give the session the folder of `quants`")
-        quants = tuple(find_base_quants(self.quants_dir, self.model))
+        quants = tuple(find_base_quants(self.quants_dir, self.model, self.fingerprint))
         self.add_quants(paths_of(quants))
         return quants
 
@@ -164,7 +166,13 @@ class Session:
             code=scoring_versions(self.engine.name),
         )
         store = user_scores() if self.store is None else self.store
-        return ScoreCache(self.engine, Database(store), context, self._content)
+        return ScoreCache(self.engine, ProbeStore(Database(store), context), self._content)
+
+    def held_out(self, *, trust: bool = False) -> HeldOut:
+        """What tells whether a quant has seen the held-out rows. trust: take those that nobody can tell of."""
+        from exltune.store.quants.held_out import HeldOut
+
+        return HeldOut(self.model, self.data, self.token_sets[Split.HELD_OUT], trust=trust)
 
     def add_quants(self, quants: Mapping[Choice, Path]) -> None:
         """Let mixes name further quant directories."""

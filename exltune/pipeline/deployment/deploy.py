@@ -40,7 +40,7 @@ from exltune.store.files import new_directory, write_text
 from exltune.store.names import RECIPE
 from exltune.store.records import read_recipe, read_record, write_record
 
-#: What the plan was; marks a directory that --force may replace.
+#: The plan; marks a directory that --force may replace.
 DEPLOYMENT = "deployment.json"
 _MIB = 1 << 20
 _RECIPES = (".yaml", ".yml")
@@ -131,7 +131,7 @@ def write_deployment(deployment: Deployment, out: Path, *, force: bool = False) 
         raise OutputExistsError(
             "the model's folder holds one that says otherwise",
             where=str(model_config),
-            fix="Move it away, or replace it with --force",
+            fix="Move it away, or replace it with `force`",
         )
     kept = force and (out / TOKENS).is_file()
     with new_directory(out, force=force, replaces=DEPLOYMENT) as partial:
@@ -158,7 +158,7 @@ def read_deployment(out: Path) -> Deployment:
     if not (out / DEPLOYMENT).is_file():
         raise UsageError(
             f"{out} holds no {DEPLOYMENT}, so there is no plan to load",
-            fix="Give the --out of an earlier deploy tabby, or OUT with --gpus",
+            fix="Give the `out` of an earlier deploy tabby, or OUT with `gpus`",
         )
     return read_record(out / DEPLOYMENT, Deployment)
 
@@ -166,7 +166,7 @@ def read_deployment(out: Path) -> Deployment:
 def _check(options: DeployOptions) -> None:
     if options.chunk % PAGE_TOKENS:
         raise UsageError(
-            f"--chunk {options.chunk} is no multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
+            f"`chunk` {options.chunk} is no multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
             fix=f"Give {max(options.chunk // PAGE_TOKENS, 1) * PAGE_TOKENS}",
         )
     if options.tool_format is not None and options.tool_format not in TOOL_FORMATS:
@@ -174,13 +174,13 @@ def _check(options: DeployOptions) -> None:
             f"TabbyAPI knows no tool format {options.tool_format!r}", fix=f"Known: {', '.join(sorted(TOOL_FORMATS))}"
         )
     if not 0 < options.port < 1 << 16:
-        raise UsageError(f"--port {options.port} does not exist", fix="Give 1 to 65535")
+        raise UsageError(f"`port` {options.port} does not exist", fix="Give 1 to 65535")
     try:
         ip_address(options.host)
     except ValueError as error:
         # Docker publishes ports on addresses alone, not on names.
         raise UsageError(
-            f"--host {options.host!r} is no IP address", fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all"
+            f"`host` {options.host!r} is no IP address", fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all"
         ) from error
 
 
@@ -192,17 +192,17 @@ def _place(source: Path, options: DeployOptions) -> tuple[Path, str]:
                 "it holds no EXL3 tensors", where=str(source), fix="Give what exltune build or tune wrote"
             )
         if options.models_dir is not None:
-            raise UsageError("--models belongs to a recipe or config", fix="Leave it out: the quant lies where it is")
+            raise UsageError("`models` belongs to a recipe or config", fix="Leave it out: the quant lies where it is")
         return source.resolve().parent, source.resolve().name
     if options.models_dir is None or options.model_name is None:
         raise UsageError(
             f"{source} is no quant, so it is not known where the model will lie",
-            fix="Give the directory of an EXL3 quant, or --models FOLDER and --model-name NAME",
+            fix="Give the directory of an EXL3 quant, or `models` FOLDER and `model_name` NAME",
         )
     if source.suffix.lower() not in _RECIPES and options.bits is None:
-        raise UsageError(f"{source} is no quant, and its bits are not known", fix="Give --bits")
+        raise UsageError(f"{source} is no quant, and its bits are not known", fix="Give `bits`")
     if Path(options.model_name).name != options.model_name or options.model_name in (".", ".."):
-        raise UsageError(f"--model-name {options.model_name!r} is no name of a folder", fix="Give a name without /")
+        raise UsageError(f"`model_name` {options.model_name!r} is no name of a folder", fix="Give a name without /")
     return options.models_dir.resolve(), options.model_name
 
 
@@ -227,9 +227,9 @@ def _context(source: Path, options: DeployOptions, use: Use) -> int:
         return options.context
     largest = _plan(source, options, use, None).max_context
     if not largest:
-        raise BudgetError("the weights leave no room for any context", fix="Give more or larger --gpus, or fewer bits")
+        raise BudgetError("the weights leave no room for any context", fix="Give more or larger `gpus`, or fewer bits")
     if options.draft is not None and options.draft.mode != "ngram":
-        raise UsageError("a draft model takes cache too, so the largest context is not known", fix="Give --context")
+        raise UsageError("a draft model takes cache too, so the largest context is not known", fix="Give `context`")
     return largest
 
 
@@ -255,10 +255,10 @@ def _plan(source: Path, options: DeployOptions, use: Use, draft: DraftSettings |
 def _check_fits(plan: Plan) -> None:
     if plan.fits:
         return
-    option = f"--{(plan.binding or '').replace('_', '-')}"
+    field = f"`{plan.binding}`"
     fixes = "; ".join(remedy.text for remedy in plan.remedies)
     raise BudgetError(
-        f"it does not fit: {option} is exceeded, with {plan.bpw:.3f} bpw and {plan.context} tokens at {plan.cache}",
+        f"it does not fit: {field} is exceeded, with {plan.bpw:.3f} bpw and {plan.context} tokens at {plan.cache}",
         fix=f"Any one of these makes it fit: {fixes}" if fixes else "Take fewer bits or more memory",
     )
 
@@ -294,7 +294,7 @@ def _gib(size_bytes: float) -> float:
 def _notes(options: DeployOptions, family: Family | None, draft: DraftSettings | None, plan: Plan) -> tuple[str, ...]:
     notes = []
     if family is None and (options.tool_format is None or options.reasoning is None):
-        notes.append("How this model thinks and calls tools is not known: --tool-format and --reasoning say so")
+        notes.append("How this model thinks and calls tools is not known: `tool_format` and `reasoning` say so")
     if draft is not None and plan.kv_bytes > (plan.context or 0) * plan.kv_bytes_per_token + _page_rest(plan):
         notes.append("Drafts lengthen the states of linear and sliding layers, which the plan does not count")
     return tuple(notes)

@@ -79,7 +79,7 @@ def _check_listed(name: str, listed: tuple[str, ...], url: str) -> None:
         raise DeployError(
             f"the server has no model {name} in its model_dir, which holds {there}",
             where=url,
-            fix="Put the folder there, or give its name there as --model-name; what was loaded still is",
+            fix="Put the folder there, or give its name there as `model_name`; what was loaded still is",
         )
 
 

@@ -33,7 +33,7 @@ def draft_settings(options: DraftOptions, source: Path, context: int, use: Use) 
     Raises: UsageError for a quant without the MTP layer asked for; what planning the draft model raises.
     """
     if options.num_tokens is not None and options.num_tokens < 1:
-        raise UsageError(f"--draft-tokens {options.num_tokens} is not above 0", fix="Give a positive number")
+        raise UsageError(f"`draft_tokens` {options.num_tokens} is not above 0", fix="Give a positive number")
     directory = None if options.directory is None else options.directory.resolve()
     size = 0
     if directory is not None:
@@ -53,15 +53,15 @@ def draft_settings(options: DraftOptions, source: Path, context: int, use: Use) 
 def _mtp_bytes(source: Path, context: int) -> int:
     """Tensors of the MTP layer and one layer's cache, the largest that the model has."""
     if not source.is_dir():
-        raise UsageError("--mtp needs the quant itself: a recipe or config does not tell its MTP layer", fix="Build it")
+        raise UsageError("`mtp` needs the quant itself: a recipe or config does not tell its MTP layer", fix="Build it")
     quant, config = QuantDir(source), read_config(source)
     profile = model_profile(config, quant.codebook(quant.keys[0]), str(source / "config.json"))
     layers = len(profile.layers)
     sizes = [entry.nbytes for name, entry in quant.files.entries.items() if _of_mtp(name, layers)]
     if not sizes:
         raise UsageError(
-            f"--mtp: {source} holds no MTP layer",
-            fix="exltune's quants leave it out, and exllamav3 drops that of GLM-4.5 to 4.7: give --draft or --ngram",
+            f"`mtp`: {source} holds no MTP layer",
+            fix="exltune's quants leave it out, and exllamav3 drops that of GLM-4.5 to 4.7: give `draft` or `ngram`",
         )
     return sum(sizes) + max(
         cache_bytes([layer.cache], context, UNQUANTIZED_BITS, UNQUANTIZED_BITS) for layer in profile.layers

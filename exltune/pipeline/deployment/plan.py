@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from exltune.assembly import resolve_recipe
 from exltune.budget import (
     Limits,
     Question,
@@ -17,7 +18,6 @@ from exltune.budget import (
     weights_of_bits,
 )
 from exltune.budget import plan as plan_question
-from exltune.build import resolve_recipe
 from exltune.errors import NotAModelError, RecipeError, UsageError
 from exltune.exl3.codebooks import HALF_BITS, INTEGER_BITS, Codebook
 from exltune.exl3.directory import QuantDir
@@ -71,7 +71,7 @@ def _question(source: Path, limits: Limits, use: Use, options: PlanOptions, mode
         _refuse(options, source, "a recipe")
         return _of_recipe(source, limits, use, model)
     if model is not None:
-        raise UsageError("--model belongs to recipes alone", fix=f"Leave it out, or give a recipe instead of {source}")
+        raise UsageError("`model` belongs to recipes alone", fix=f"Leave it out, or give a recipe instead of {source}")
     if source.suffix.lower() == ".json" and source.is_file():
         return _of_config(read_json(source), source, limits, use, options)
     if not source.is_dir():
@@ -95,7 +95,7 @@ def _question(source: Path, limits: Limits, use: Use, options: PlanOptions, mode
 def _of_config(config: Mapping[str, Any], where: Path, limits: Limits, use: Use, options: PlanOptions) -> Question:
     profile = model_profile(config, _CODEBOOK, str(where))
     head_bits = DEFAULT_HEAD_BITS if options.head_bits is None else options.head_bits
-    _check_width("--head-bits", head_bits)
+    _check_width("`head_bits`", head_bits)
     weights = None if options.bits is None else weights_of_bits(profile, options.bits, head_bits)
     return Question(profile, limits, use, weights, head_bits)
 
@@ -104,7 +104,7 @@ def _of_recipe(source: Path, limits: Limits, use: Use, model: Path | None) -> Qu
     recipe = read_recipe(source)
     found = config_of_recipe(recipe, source, model)
     if found is None:
-        raise NotAModelError("no model is known for this recipe", where=str(source), fix="Give --model DIR_OR_CONFIG")
+        raise NotAModelError("no model is known for this recipe", where=str(source), fix="Give `model` DIR_OR_CONFIG")
     config, where = found
     profile = model_profile(config, _CODEBOOK, where)
     bits = resolve_recipe(recipe, profile.inventory)
@@ -125,7 +125,7 @@ def _of_quant(config: Mapping[str, Any], source: Path, limits: Limits, use: Use)
 
 
 def _refuse(options: PlanOptions, source: Path, what: str) -> None:
-    for option, value in (("--bits", options.bits), ("--head-bits", options.head_bits)):
+    for option, value in (("`bits`", options.bits), ("`head_bits`", options.head_bits)):
         if value is not None:
             raise UsageError(f"{option} does not go with {what}", where=str(source), fix=f"Leave {option} out")
 

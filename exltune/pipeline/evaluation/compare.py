@@ -11,19 +11,19 @@ from pathlib import Path
 from exltune.budget import directory_size
 from exltune.corpora import check_same_tokenizer
 from exltune.errors import CompareLostError, CompareRefusedError
-from exltune.evaluate import whole
-from exltune.evaluate.compare import compare_metrics, task_verdicts
+from exltune.evaluation import whole
+from exltune.evaluation.compare import compare_metrics, task_verdicts
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import check_same_model
 from exltune.metrics import evaluation_row
 from exltune.pipeline.common.commands import command_line
 from exltune.pipeline.common.session import Session
-from exltune.pipeline.evaluation.held_out import HeldOut
 from exltune.pipeline.evaluation.scored import read_scored
 from exltune.pipeline.evaluation.tasks import TaskOptions, check_answers, task_runs
 from exltune.schema.compare import CompareResult, Outcome, ScoredQuant, Source, TaskRuns
 from exltune.schema.tokens import Split
 from exltune.store.files import refuse_existing_file
+from exltune.store.quants.held_out import HeldOut
 from exltune.store.quants.reference import described
 from exltune.store.records import write_record
 
@@ -129,7 +129,7 @@ class _Run:
     @cached_property
     def held_out(self) -> HeldOut:
         """What tells whether a quant has seen them."""
-        return HeldOut(self.session, trust=self.settings.trust_data)
+        return self.session.held_out(trust=self.settings.trust_data)
 
     def open(self, side: Side, role: str) -> _Opened:
         """Check one side by itself."""
@@ -147,7 +147,7 @@ class _Run:
             raise CompareRefusedError(
                 f"it was scored against another reference, {described(noted.reference, noted.model_path)}",
                 where=str(side.quant),
-                fix=f"Give that one with --reference, or the directory {scored.row.path} to score it again",
+                fix=f"Give that one with `reference`, or the directory {scored.row.path} to score it again",
             )
         return _Opened(side, Path(scored.row.path or ""), scored)
 
@@ -157,7 +157,7 @@ class _Run:
             raise CompareRefusedError(
                 f"the {role} is the reference itself: its KL is 0 by definition",
                 where=str(quant),
-                fix="Give the unquantized model as --reference, or a quant with more bits than both",
+                fix="Give the unquantized model as `reference`, or a quant with more bits than both",
             )
 
     def size_of(self, opened: _Opened) -> tuple[str, int]:
@@ -209,14 +209,14 @@ def _check_bytes(candidate: tuple[str, int], baseline: tuple[str, int], toleranc
             f"the bytes do not match: {ours} has {our_bytes:,} and {theirs} {their_bytes:,}, {100 * excess:+.2f} % "
             f"where {100 * tolerance:g} % is allowed",
             fix=f"Compare with a quant of {math.ceil(our_bytes / (1 + tolerance)):,} to "
-            f"{math.floor(our_bytes / (1 - tolerance)):,} bytes, or raise --tolerance",
+            f"{math.floor(our_bytes / (1 - tolerance)):,} bytes, or raise `tolerance`",
         )
     return excess
 
 
 def _check_harness(ours: ScoredQuant, theirs: ScoredQuant) -> None:
     """Equal tokens, engine and version: what is compared is the quants alone."""
-    fix = "Give the same --data, --rows, --row-length and --seed, or the directory in place of the file"
+    fix = "Give the same `data`, `rows`, `row_length` and `seed`, or the directory in place of the file"
     sides = ours.provenance, theirs.provenance
     if sides[0].tokens_sha256 != sides[1].tokens_sha256:
         told = [f"{side.rows} rows of {side.row_length} (sha256 {(side.tokens_sha256 or '')[:12]})" for side in sides]

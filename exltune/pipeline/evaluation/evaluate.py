@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exltune.corpora import check_same_tokenizer
 from exltune.errors import UsageError
-from exltune.evaluate import evaluate_quants
+from exltune.evaluation import evaluate_quants
 from exltune.inventory import check_same_model
 from exltune.pipeline.common.session import Session
 from exltune.schema.evaluation import Evaluation

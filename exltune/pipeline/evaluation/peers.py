@@ -12,15 +12,14 @@ from exltune.budget import SizeModel, directory_size
 from exltune.engines.base import Engine
 from exltune.engines.streaming.weights import SIMULATED, CheckpointWeights
 from exltune.errors import UsageError
-from exltune.evaluate import whole
-from exltune.evaluate.peers import peer_layers, peer_size
+from exltune.evaluation import whole
+from exltune.evaluation.peers import peer_layers, peer_size
 from exltune.exl3.hessian import Hessian
 from exltune.exl3.tensors import TensorFiles, save_tensors
 from exltune.inventory import load_unquantized, read_config
 from exltune.metrics import evaluation_row, paired_difference
 from exltune.pipeline.common.commands import command_line
 from exltune.pipeline.common.session import Session
-from exltune.pipeline.evaluation.held_out import HeldOut
 from exltune.schema.evaluation import EvaluationRow
 from exltune.schema.inventory import Inventory, Role
 from exltune.schema.mix import REFERENCE, UNQUANTIZED_BITS, Choice, Mix, MixSize, choice_of_bits
@@ -57,11 +56,11 @@ def peers(
         refuse_existing_file(out, force=force)
     if not groups or min(groups) < 1:
         raise UsageError(
-            f"groups of {', '.join(map(str, groups)) or 'no'} inputs do not exist", fix="--groups 32,64,128"
+            f"groups of {', '.join(map(str, groups)) or 'no'} inputs do not exist", fix="For example `groups` 32,64,128"
         )
     load_unquantized(session.model)
     reporter, quants = session.reporter, session.base_quants
-    new = HeldOut(session, trust=trust_data)
+    new = session.held_out(trust=trust_data)
     remarks = [remark for quant in quants for remark in new.check(quant.path)]
     with TemporaryDirectory(prefix="exltune-peers-") as folder:
         simulated = _Simulation(session.engine, Path(folder), tuple(dict.fromkeys(groups)))

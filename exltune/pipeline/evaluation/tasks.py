@@ -95,7 +95,7 @@ def check_answers(where: str, settings: TaskOptions) -> None:
     if not where.startswith(_URL):
         read_record(Path(where), TaskRuns)
     elif not settings.names:
-        raise UsageError("no tasks are named", where=where, fix="Give --tasks mmlu_pro,gpqa_diamond_cot_zeroshot")
+        raise UsageError("no tasks are named", where=where, fix="Give `tasks` mmlu_pro,gpqa_diamond_cot_zeroshot")
     else:
         _harness()
 
@@ -210,7 +210,7 @@ def _check_tasks(manager: Any, settings: TaskOptions) -> None:
     if unknown:
         raise UsageError(
             f"lm-evaluation-harness knows no task {', '.join(unknown)}",
-            fix="lm_eval ls tasks lists them; --include-path adds folders with task files",
+            fix="lm_eval ls tasks lists them; `include_path` adds folders with task files",
         )
 
 

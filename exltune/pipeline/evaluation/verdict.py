@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exltune.budget import SizeModel, directory_size
-from exltune.evaluate import whole
+from exltune.evaluation import whole
 from exltune.exl3.directory import QuantDir
 from exltune.metrics import evaluation_row, paired_difference
 from exltune.pipeline.common.session import Session

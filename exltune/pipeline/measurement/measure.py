@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from exltune.measure import Budget, QuantHead, QuantReference, summarize
-from exltune.pipeline.common.reporter import Reporter, peak_ram_bytes, tell_peaks
+from exltune.engines.base import Engine
+from exltune.measurement import (
+    Budget,
+    ProbePlan,
+    QuantHead,
+    QuantReference,
+    QuantSizes,
+    plan_for,
+    quant_reference,
+    saliencies,
+    seconds_per_pass,
+    summarize,
+)
+from exltune.pipeline.common.reporter import peak_ram_bytes, tell_peaks
 from exltune.pipeline.common.session import Session
-from exltune.pipeline.measurement.measure_plan import probe_plan, quant_reference, saliencies
 from exltune.pipeline.measurement.plan_run import run_plan
 from exltune.schema.measurement import Measurement
 from exltune.schema.tokens import Split
 from exltune.store.files import locked, refuse_existing_file
+from exltune.store.probes import rows_key
 from exltune.store.quants.base_quants import head_source, quant_sizes
 from exltune.store.quants.directories import BaseQuant
-from exltune.store.records import write_record
+from exltune.store.records import canonical, write_record
+from exltune.store.score_cache import CachedRows
 
 
 @dataclass(frozen=True)
@@ -47,14 +61,12 @@ def measure(
     inventory, level = session.engine.inventory, options.level
     sizes = quant_sizes(inventory, quants, head.bits, session.fingerprint)
     source, scores = session.provenance(Split.SEARCH), session.scores.on(session.ids(Split.SEARCH))
-    reference = quant_reference(source.reference, inventory, level, quants, head, session.scores.content)
-    _tell_reference(reporter, session, quants, reference)
-    same = reference.same if reference is not None else ()
-    plan = probe_plan(session.engine, level, sizes, head, scores, options.budget, same)
+    reference = _reference(session, level, quants, head)
+    plan = _plan(session.engine, options, sizes, head, scores, reference)
     with nullcontext() if out is None else locked(out):
         with reporter.stage("Measuring") as progress:
             found = run_plan(plan, scores, progress, lambda done, total: reporter.remark(_taken_up(done, total)))
-        tensors = saliencies(session.engine, level, quants[0], scores.tokens)
+        tensors = saliencies(session.engine, level, quants[0].choice, scores.tokens)
         measurement = summarize(inventory, level, sizes, head, found, session.data, source, tensors, reference)
         if out is not None:
             write_record(out, measurement)
@@ -71,16 +83,47 @@ def _head(quants: Sequence[BaseQuant]) -> QuantHead:
     return QuantHead(default.choice, default.head_bits, default.codebook, heads)
 
 
-def _tell_reference(
-    reporter: Reporter, session: Session, quants: Sequence[BaseQuant], reference: QuantReference | None
-) -> None:
-    """Say so where KL is not against the unquantized model, and which quants are the reference itself."""
-    if session.reference is None or reference is None:
-        return
-    reporter.remark(session.reference.told)
+def _plan(
+    engine: Engine,
+    options: MeasureOptions,
+    quants: Sequence[QuantSizes],
+    head: QuantHead,
+    scores: CachedRows,
+    reference: QuantReference | None,
+) -> ProbePlan:
+    """The plan for a budget. Raises: UsageError.
+
+    Where that is hours, a pass over a few rows is timed first, and what it took is kept in the store: the same command
+    again, after a kill or on a busier machine, goes on with the same plan.
+    """
+    level, budget = options.level, options.budget
+    key = canonical([level, [quant.sha256 for quant in quants], budget.hours, rows_key(scores.row_ids)])
+    seconds = partial(scores.cache.store.timing, key, partial(seconds_per_pass, engine, scores.tokens))
+    bits = {quant.choice: quant.bits for quant in quants}
+    same = reference.same if reference is not None else ()
+    return plan_for(engine.inventory, level, bits, head, len(scores), budget, seconds, same)
+
+
+def _reference(session: Session, level: int, quants: Sequence[BaseQuant], head: QuantHead) -> QuantReference | None:
+    """What is known of a reference that is a quant, once it was said that KL is against it."""
+    if session.reference is None:
+        return None
+    bits = {quant.choice: quant.bits for quant in quants}
+    known = quant_reference(
+        session.reference,
+        session.engine.inventory,
+        level,
+        bits,
+        head.distinct,
+        session.scores.content,
+        quants[0].path,
+    )
+    session.reporter.remark(session.reference.told)
     for quant in quants:
-        if f"uniform@{quant.choice}" in reference.same:
-            reporter.remark(f"{quant.path.name} is the reference itself: its KL is 0 by definition and is not scored")
+        if f"uniform@{quant.choice}" in known.same:
+            told = f"{quant.path.name} is the reference itself: its KL is 0 by definition and is not scored"
+            session.reporter.remark(told)
+    return known
 
 
 def _taken_up(done: int, total: int) -> str:

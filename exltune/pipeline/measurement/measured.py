@@ -61,7 +61,7 @@ def _check_quants(measurement: Measurement, session: Session) -> None:
         raise QuantMismatchError(
             f"the measurement knows base quants that are not here: {', '.join(sorted(missing))} bits",
             where=str(session.quants_dir),
-            fix="Give the folder that was measured with --quants",
+            fix="Give the folder that was measured with `quants`",
         )
     for choice, sha256 in recorded.items():
         if session.fingerprint(here[choice].path) != sha256:
@@ -79,5 +79,5 @@ def _other_model(measurement: Measurement, session: Session) -> QuantMismatchErr
         f"the measurement is against {described(noted.reference, noted.model_path)}, and this is "
         f"{described(here, model)}: KL against one says nothing of KL against the other",
         where=str(model),
-        fix="Give the reference that was measured against with --model, or measure against this one",
+        fix="Give the reference that was measured against with `model`, or measure against this one",
     )

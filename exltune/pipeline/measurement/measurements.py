@@ -68,7 +68,7 @@ def _opened(store: str) -> Database:
     database = Database(_place(store))
     if not database.exists:
         raise DataError(
-            "there is no probe store", where=store, fix="Give the --store, or the directory, of a measurement"
+            "there is no probe store", where=store, fix="Give the `store`, or the directory, of a measurement"
         )
     return database
 

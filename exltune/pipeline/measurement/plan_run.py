@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exltune.engines.base import Progress
-from exltune.measure import ProbePlan
+from exltune.measurement import ProbePlan
 from exltune.schema.mix import Mix
 from exltune.schema.score import Score
 from exltune.store.score_cache import CachedRows, Resumed

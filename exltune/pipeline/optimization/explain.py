@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
+from exltune.assembly import resolve_recipe
 from exltune.budget import SizeModel
-from exltune.build import resolve_recipe
 from exltune.errors import QuantMismatchError, RecipeError
 from exltune.exl3.codebooks import Codebook
 from exltune.inventory import inventory_from_config
@@ -122,7 +122,7 @@ class _Subject:
         raise RecipeError(
             "the recipe has no exltune block, and no config.json lies beside it: which layers its keys are is unknown",
             where=str(self.file),
-            fix="Give --model DIR_OR_CONFIG",
+            fix="Give `model` DIR_OR_CONFIG",
         )
 
     def _check_measurement(self, groups: Sequence[GroupBits]) -> None:
@@ -168,11 +168,11 @@ class _Subject:
         if block is not None and block.provenance.reference is not None:
             notes.append(block.provenance.reference.told)
         if self.measurement is None:
-            notes.append("No measurement is given (--measurement FILE): what each group bought is unknown")
+            notes.append("No measurement is given (`measurement` FILE): what each group bought is unknown")
         elif left is None:
-            notes.append("No model or target is known (--model): which upgrades did not fit is unknown")
+            notes.append("No model or target is known (`model`): which upgrades did not fit is unknown")
         if self.inventory is None:
-            notes.append("No config.json is at hand (--model DIR_OR_CONFIG): sizes of groups are unknown")
+            notes.append("No config.json is at hand (`model` DIR_OR_CONFIG): sizes of groups are unknown")
         if search is None:
             notes.append("The recipe records no search: there are no rivals and no front to show")
         else:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from exltune.errors import NonFiniteError, UsageError
 from exltune.pipeline.common.reporter import Reporter, tell_peaks
 from exltune.pipeline.common.session import Session
 from exltune.pipeline.measurement.measured import can_score
-from exltune.pipeline.optimization.search import run_rounds, score_baselines
 from exltune.report.fused import unfused_note
 from exltune.schema.base import TOLD
 from exltune.schema.heuristics import Heuristics
 from exltune.schema.measurement import Measurement
-from exltune.schema.mix import CACHE_K, CACHE_V, Choice
-from exltune.schema.recipe import Recipe, RecipeDetail
+from exltune.schema.mix import Choice
+from exltune.schema.recipe import Recipe
 from exltune.schema.search import FrontPoint, SearchDetail, Standing
 from exltune.schema.tokens import Split
 from exltune.search import (
@@ -26,20 +23,26 @@ from exltune.search import (
     Knobs,
     Search,
     SearchOptions,
-    SearchProblem,
     Surrogate,
     baseline_mixes,
     knob_study,
     load_all_rules,
     open_storage,
-    out_of_reach,
     rule_bits,
     sampler,
-    solve,
     storage_errors,
-    unmatched,
 )
-from exltune.search.loop.ranking import SEARCHED, distinct_candidates, standings
+from exltune.search.loop.outcome import (
+    SearchOutcome,
+    check_names,
+    front_point,
+    rank_by_prediction,
+    rank_by_scores,
+    recipe_of,
+    without_effect,
+)
+from exltune.search.loop.ranking import distinct_candidates
+from exltune.search.loop.rounds import run_rounds, score_baselines
 from exltune.search.space.space import Space, SpaceOptions, search_space
 from exltune.store.files import locked, refuse_existing_file
 from exltune.store.records import write_recipe
@@ -74,16 +77,6 @@ class Optimized:
     recipe: Recipe
     detail: SearchDetail
     others: tuple[Recipe, ...] = ()
-
-
-@dataclass(frozen=True)
-class SearchOutcome:
-    """Standings of every size, the law at the end, the loop that was run (None without), and mixes that were NaN."""
-
-    standings: Sequence[Sequence[Standing]]
-    law: Surrogate
-    search: Search | None
-    dropped: tuple[str, ...]
 
 
 def optimize(
@@ -141,17 +134,14 @@ class _Run:
         self.sampler = sampler(settings.sampler, settings.search.seed, objectives=self.objectives)
         self.rules = (*load_all_rules(), *settings.rules)
         self.baselines = [baseline_mixes(problem, self.rules) for problem in self.problems]
-        _check_names(baseline.name for baseline in self.baselines[0])
-        self.warnings = _warnings(self.problems[0], settings.rules, floors)
+        check_names(baseline.name for baseline in self.baselines[0])
+        self.warnings = without_effect(self.problems[0], settings.rules, floors)
 
     def predict(self) -> SearchOutcome:
         """Rank by prediction alone."""
         law = Surrogate(self.problems[0])
-        ranked = []
-        for problem, many in zip(self.problems, self.baselines, strict=True):
-            best = solve(problem, law.energies())
-            assert best is not None, "a problem is feasible when it is made"
-            ranked.append(standings(problem, distinct_candidates(problem, many, {"search-law": best}), law))
+        pairs = zip(self.problems, self.baselines, strict=True)
+        ranked = [rank_by_prediction(problem, many, law) for problem, many in pairs]
         return SearchOutcome(ranked, law, None, ())
 
     def search(self, scores: CachedRows, fresh: CachedRows) -> SearchOutcome:
@@ -168,7 +158,8 @@ class _Run:
         study = knob_study(storage, name, self.sampler, objectives=self.objectives)
         knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
         search = Search(self.problems, self.settings.search, rows, history, knobs)
-        run_rounds(search, scores, self.reporter, seconds=self.settings.seconds)
+        with self.reporter.stage("Searching") as progress:
+            run_rounds(search, scores, progress, seconds=self.settings.seconds)
         ranked = self._judge(search, history, fresh)
         dropped = scores.dropped | fresh.dropped
         return SearchOutcome(ranked, search.surrogate, search, tuple(dict.fromkeys(dropped.values())))
@@ -184,29 +175,22 @@ class _Run:
         ranked = []
         for problem, many in zip(self.problems, candidates, strict=True):
             scores = {one.name: score for one in many if (score := next(found)) is not None}
-            if not scores:
-                raise NonFiniteError("no mix at this size has finite scores", fix="Check the base quants")
-            ranked.append(standings(problem, many, search.surrogate, history, scores))
-            if not ranked[-1][0].eligible:
-                raise NonFiniteError(
-                    f"no mix at {problem.target_bpw:.3f} bpw that keeps the floors and fits has finite scores",
-                    fix="Check the base quants",
-                )
+            ranked.append(rank_by_scores(problem, many, search.surrogate, history, scores))
         return ranked
 
     def write(self, outcome: SearchOutcome) -> Optimized:
         """The recipe of every size; the one asked for is written last, so that it is there only when all are."""
-        points, others = [], []
+        points, others, source = [], [], self.measurement.exltune.provenance
         for space, ranked in zip(self.spaces[1:], outcome.standings[1:], strict=True):
-            recipe = self._recipe(space, ranked, self._detail(outcome, ranked, ()))
+            recipe = recipe_of(space, ranked[0], self._detail(outcome, ranked, ()), source)
             path = self._write(recipe, f"-{space.problem.target_bpw:g}bpw")
-            points.append(_point(space.problem, ranked[0], path))
+            points.append(front_point(space.problem, ranked[0], path))
             others.append(recipe)
         first = outcome.standings[0]
-        asked = _point(self.problems[0], first[0], None if self.out is None else str(self.out))
+        asked = front_point(self.problems[0], first[0], None if self.out is None else str(self.out))
         front = tuple(sorted((*points, asked), key=lambda one: one.bpw))
         detail = self._detail(outcome, first, front if points else ())
-        recipe = self._recipe(self.spaces[0], first, detail)
+        recipe = recipe_of(self.spaces[0], first[0], detail, source)
         self._write(recipe)
         return Optimized(recipe, detail, tuple(others))
 
@@ -234,30 +218,6 @@ class _Run:
             warnings=(*self.warnings, *self._unfused(ranked[0].choices)),
         )
 
-    def _recipe(self, space: Space, ranked: Sequence[Standing], detail: SearchDetail) -> Recipe:
-        problem, winner = space.problem, ranked[0]
-        head = problem.inventory.head.id
-        k, v = (winner.choices.get(key) for key in (CACHE_K, CACHE_V))
-        return Recipe(
-            target_bpw=problem.target_bpw,
-            achieved_bpw=winner.bpw,
-            head_bits=problem.head_bits_of(winner.choices[head]),
-            tensors={key: float(winner.choices[g.id]) for g in problem.inventory.groups for key in g.tensors},
-            exltune=RecipeDetail(
-                source=winner.name,
-                choices=winner.choices,
-                size_bytes=winner.size_bytes,
-                head_choice=winner.choices[head],
-                predicted_kld_nats=winner.predicted_kld,
-                measured_kld_nats=winner.selection_kld,
-                measured_kld_se_nats=winner.selection_kld_se,
-                budget=space.budget,
-                cache=None if k is None else f"{k},{v}",
-                search=detail,
-                provenance=self.measurement.exltune.provenance,
-            ),
-        )
-
     def _unfused(self, choices: Mapping[str, Choice]) -> tuple[str, ...]:
         problem = self.problems[0]
         return unfused_note({group: float(choices[group]) for group in problem.group_ids}, problem.sizes)
@@ -278,36 +238,9 @@ class _Run:
             defaults=(first.head_choice, first.extras),
         )
         knobs = KNOBS.identity(search=search, rules=self.rules)
-        return f"{knobs[:16]} {self.out.stem}" if self.out is not None else knobs[:16]
+        return f"{knobs[:16]} {self.out.resolve()}" if self.out is not None else knobs[:16]
 
 
 def _at(asked: SpaceOptions, targets: Sequence[float]) -> Iterator[SpaceOptions]:
     """The same limits at other targets."""
     return (replace(asked, limits=replace(asked.limits, target_bpw=target)) for target in targets)
-
-
-def _check_names(names: Iterable[str]) -> None:
-    """Raise UsageError for rules that bear the name of another method, or of what the search finds."""
-    for name, count in Counter(names).items():
-        if count > 1 or name.startswith(SEARCHED):
-            raise UsageError(f"there is a method named {name!r} already", fix="Give your rules another name")
-
-
-def _warnings(problem: SearchProblem, rules: Sequence[Heuristics], floors: Sequence[Heuristics]) -> tuple[str, ...]:
-    """What of the user's own rules has no effect."""
-    lost = [warning for one in (*rules, *floors) for warning in unmatched(one, problem.inventory)]
-    lost += [warning for one in rules for warning in out_of_reach(one, problem.inventory, problem.widths)]
-    return tuple(dict.fromkeys(lost))
-
-
-def _point(problem: SearchProblem, winner: Standing, recipe: str | None) -> FrontPoint:
-    return FrontPoint(
-        target_bpw=problem.target_bpw,
-        bpw=winner.bpw,
-        size_bytes=winner.size_bytes,
-        winner=winner.name,
-        selection_kld=winner.selection_kld,
-        selection_kld_se=winner.selection_kld_se,
-        predicted_kld=winner.predicted_kld,
-        recipe=recipe,
-    )

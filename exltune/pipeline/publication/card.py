@@ -85,7 +85,7 @@ def _card(
     quant, provenance = found.quants[0], evaluations[0][1].provenance
     base = base_card(Path(provenance.model_path))
     base_model = options.base_model or source_repo(Path(provenance.model_path))
-    name = check_repo_id(base_model, "--base-model").rpartition("/")[2]
+    name = check_repo_id(base_model, "`base_model`").rpartition("/")[2]
     inventory = load_inventory(quant.path, planning=True)
     matched = match_rows(found, evaluations)
     columns = memories(options.gpus, [one.row.size_bytes for one in matched])
@@ -93,7 +93,7 @@ def _card(
     calibration = quant.settings.get("calibration") or {}
     return Card(
         title=f"{name}-exl3",
-        repo_id=check_repo_id(options.repo_id or f"{_NOBODY}/{name}-exl3", "--repo-id"),
+        repo_id=check_repo_id(options.repo_id or f"{_NOBODY}/{name}-exl3", "`repo_id`"),
         base_model=base_model,
         license=options.license or license_of(base),
         pipeline_tag=pipeline_tag(quant.config, base),

@@ -34,7 +34,7 @@ def read_evaluations(found: Published, files: Sequence[Path]) -> list[tuple[Path
         raise DataError(
             "there is no evaluation of these quants",
             where=str(found.quants[0].path),
-            fix="Make one with exltune evaluate MODEL QUANT... --out FILE, and give --evaluation FILE",
+            fix="Make one with exltune evaluate (its `out`), and give it as `evaluation`",
         )
     read = [(path, read_record(path, Evaluation)) for path in paths]
     for path, evaluation in read:
@@ -59,7 +59,7 @@ def match_rows(found: Published, evaluations: Sequence[tuple[Path, Evaluation]])
             raise DataError(
                 f"no evaluation has a row of {quant.branch}",
                 where=str(quant.path),
-                fix="Evaluate it on the same tokens with exltune evaluate, and give --evaluation FILE",
+                fix="Evaluate it on the same tokens with exltune evaluate, and give it as `evaluation`",
             )
     return matched
 

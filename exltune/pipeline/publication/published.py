@@ -76,7 +76,7 @@ def find_published(outs: Sequence[Path]) -> Published:
     Raises: UsageError, NotAModelError, QuantMismatchError, and what opening the directories raises.
     """
     if not outs:
-        raise UsageError("no output is given", fix="Name a tune's --out, or EXL3 directories")
+        raise UsageError("no output is given", fix="Name a tune's `out`, or EXL3 directories")
     quants: dict[Path, PublishedQuant] = {}
     tunes = []
     for out in outs:
@@ -100,7 +100,7 @@ def find_published(outs: Sequence[Path]) -> Published:
 def read_quant(path: Path) -> PublishedQuant:
     """An EXL3 directory, checked to be whole. Raises: NotAModelError, QuantMismatchError, what opening it raises."""
     if not path.is_dir():
-        raise NotAModelError("no such directory", where=str(path), fix="Name a tune's --out, or an EXL3 directory")
+        raise NotAModelError("no such directory", where=str(path), fix="Name a tune's `out`, or an EXL3 directory")
     # Every shard is opened: what lacks a tensor is not published.
     quant = QuantDir(path)
     if not (path / QUANTIZATION_CONFIG).is_file():

@@ -94,7 +94,7 @@ def _chosen(quants: Sequence[PublishedQuant], branches: Sequence[str]) -> list[P
     known = {quant.branch for quant in quants}
     for name in branches:
         if name not in known:
-            raise UsageError(f"--branch {name}: there is no such quant", fix=f"Known: {', '.join(sorted(known))}")
+            raise UsageError(f"`branch` {name}: there is no such quant", fix=f"Known: {', '.join(sorted(known))}")
     return [quant for quant in quants if quant.branch in branches]
 
 
@@ -117,14 +117,14 @@ def _page(readme: Path, repo_id: str, branches: Sequence[str]) -> dict[str, Path
     for path in (readme, card_file):
         if not path.is_file():
             raise DataError(
-                "there is no card", where=str(path), fix=f"Make it with exltune card OUT --out {readme}, or give --card"
+                "there is no card", where=str(path), fix=f"Make it with exltune card (`out` {readme}), or give `card`"
             )
     card = read_record(card_file, Card)
     if card.repo_id != repo_id:
         raise DataError(
             f"the card's commands name {card.repo_id}, not {repo_id}",
             where=str(card_file),
-            fix=f"{_AGAIN} --repo-id {repo_id} --force",
+            fix=f"{_AGAIN} for {repo_id} and with `force`",
         )
     for branch in branches:
         if branch not in card.branches:
@@ -140,9 +140,13 @@ def _page(readme: Path, repo_id: str, branches: Sequence[str]) -> dict[str, Path
 def _check_sources(page: Mapping[str, Path], hashes: Mapping[str, str]) -> None:
     for name, path in page.items():
         if not path.is_file():
-            raise DataError(f"{name}, which the card shows, is missing", where=str(path), fix=f"{_AGAIN} --force")
+            raise DataError(
+                f"{name}, which the card shows, is missing", where=str(path), fix=f"{_AGAIN} and with `force`"
+            )
         if name in hashes and hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
-            raise DataError("it has changed since the card was made from it", where=str(path), fix=f"{_AGAIN} --force")
+            raise DataError(
+                "it has changed since the card was made from it", where=str(path), fix=f"{_AGAIN} and with `force`"
+            )
 
 
 def _check_tables(readme: Path, card: Card) -> None:
@@ -154,7 +158,7 @@ def _check_tables(readme: Path, card: Card) -> None:
             raise DataError(
                 f"the row {row!r}, which {CARD} has, is not there or was changed",
                 where=str(readme),
-                fix=f"{_AGAIN} --force, and write your own words around the tables",
+                fix=f"{_AGAIN} and with `force`, and write your own words around the tables",
             )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from exltune.assembly import resolve_recipe, splice_model
 from exltune.budget import directory_size
-from exltune.build import resolve_recipe, splice_model
 from exltune.errors import QuantMismatchError
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.tensors import TensorFiles

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exltune.build import assemble_quant
+from exltune.assembly import assemble_quant
 from exltune.corpora.dealing import ids
 from exltune.engines.base import Converter, ConvertJob, Engine, Progress
 from exltune.errors import (
@@ -26,7 +26,7 @@ from exltune.exl3.writer import QUANTIZATION_CONFIG
 from exltune.inventory import check_same_model, load_unquantized
 from exltune.pipeline.common.reporter import Reporter
 from exltune.pipeline.common.session import Session
-from exltune.quantize import TensorJob, all_jobs, check_weights, quantize_tensors
+from exltune.quantization import TensorJob, all_jobs, check_weights, quantize_tensors
 from exltune.schema.defaults import DEFAULT_HEAD_BITS, DEFAULT_WIDTHS
 from exltune.schema.inventory import Inventory
 from exltune.schema.provenance import Provenance
@@ -55,11 +55,11 @@ class QuantizeOptions:
     def check(self) -> None:
         """Raise UsageError for bits that do not exist."""
         if not self.widths:
-            raise UsageError("no bit widths are given", fix="For example --bits 2,3,4")
+            raise UsageError("no bit widths are given", fix="For example `bits` 2,3,4")
         if len(self.head_bits) not in (1, len(self.widths)):
             raise UsageError(
                 f"there are {len(self.head_bits)} bits for heads and {len(self.widths)} base quants",
-                fix="Give --head-bits one number for all, or one for each of --bits",
+                fix="Give `head_bits` one number for all, or one for each of `bits`",
             )
         for bits in (*self.widths, *self.head_bits):
             check_bits(bits, self.codebook)
@@ -88,7 +88,7 @@ def quantize(session: Session, out: Path, settings: QuantizeOptions, *, force: b
     """
     reporter, opened = session.reporter, _engine(session, settings)
     if settings.hq and not isinstance(opened, Converter):
-        raise UsageError(f"engine {opened.name} has no --hq", fix="Leave it out, or take --engine exllamav3")
+        raise UsageError(f"engine {opened.name} has no `hq`", fix="Leave it out, or take `engine` exllamav3")
     with exclusive(out):
         run = _Run(session, out, settings)
         taken = {} if force or settings.hq else run.made_elsewhere(reporter)
@@ -155,7 +155,7 @@ class _Run:
             raise QuantMismatchError(
                 f"it has codebook {quant.codebook}, and {self.settings.codebook} was asked for",
                 where=str(quant.path),
-                fix=f"Give --codebook {quant.codebook}, or move it elsewhere",
+                fix=f"Give `codebook` {quant.codebook}, or move it elsewhere",
             )
 
     def missing(self, force: bool, taken: Collection[float]) -> list[float]:
@@ -174,7 +174,7 @@ class _Run:
             raise OutputExistsError(
                 "it holds a quant that was made otherwise (another model, other texts, codebook or version)",
                 where=str(directory),
-                fix="Give another --out, or --force to replace it",
+                fix="Give another `out`, or `force` to replace it",
             )
         return True
 

@@ -6,9 +6,9 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
+from exltune.assembly import assemble_quant, resolve_recipe
+from exltune.assembly.assemble import half_weight
 from exltune.budget import directory_size
-from exltune.build import assemble_quant, resolve_recipe
-from exltune.build.assemble import half_weight
 from exltune.corpora.dealing import ids
 from exltune.engines.base import Converter, ConvertJob, Progress
 from exltune.errors import UsageError
@@ -19,7 +19,7 @@ from exltune.exl3.writer import QUANTIZATION_CONFIG, PendingTensor
 from exltune.inventory import load_unquantized
 from exltune.pipeline.common.session import Session
 from exltune.pipeline.quants.build import check_planned
-from exltune.quantize import TensorJob, check_weights, quantize_tensors
+from exltune.quantization import TensorJob, check_weights, quantize_tensors
 from exltune.schema.defaults import DEFAULT_HEAD_BITS
 from exltune.schema.mix import UNQUANTIZED_BITS, MixSize
 from exltune.schema.recipe import Recipe

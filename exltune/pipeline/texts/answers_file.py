@@ -32,7 +32,7 @@ class AnswersFile:
             raise OutputExistsError(
                 "answers of another trace wait here (other prompts, settings or model)",
                 where=str(self.path),
-                fix="Repeat that one's arguments to go on with it, give another --out, or --force to drop them",
+                fix="Repeat that one's arguments to go on with it, give another `out`, or `force` to drop them",
             )
         kept = [header, *self._read(lines[1:] if lines and lines[0] == header else [])]
         self._text: str | None = "\n".join(kept) + "\n"

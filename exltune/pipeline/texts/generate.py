@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from exltune.corpora import ModelTokenizer
 from exltune.corpora.prompts import read_prompts
 from exltune.engines.sampling import LocalSampler, Sampler, Task
-from exltune.errors import UsageError
+from exltune.errors import ModelError, UsageError
 from exltune.inventory import model_fingerprint
 from exltune.pipeline.common.reporter import Reporter, Silent
 from exltune.pipeline.texts.answers_file import AnswersFile
@@ -42,7 +42,7 @@ def generate(
     """
     reporter = reporter or Silent()
     if out.suffix.lower() != ".jsonl":
-        raise UsageError(f"--out {out.name} does not end with .jsonl", fix="--data knows JSON lines by that ending")
+        raise UsageError(f"`out` {out.name} does not end with .jsonl", fix="`data` knows JSON lines by that ending")
     refuse_existing_file(out, force=force)
     tokenizer = ModelTokenizer(model)
     tasks = _tasks(prompts, tokenizer, settings)
@@ -98,6 +98,14 @@ def _job(
         tokenizer_sha256=tokenizer.sha256,
         prompts=asked,
         options=settings,
-        model_sha256=model_fingerprint(tokenizer.model_dir),
+        model_sha256=_weights_sha256(tokenizer.model_dir),
         batch=batch,
     )
+
+
+def _weights_sha256(model: Path) -> str:
+    """The fingerprint of a model that answers by itself. Raises: ModelError where it has no weights here."""
+    try:
+        return model_fingerprint(model)
+    except ModelError as error:
+        raise ModelError(error.what, where=str(model), fix="Serve the model and give its address with --url") from error

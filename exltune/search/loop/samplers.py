@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from statistics import fmean
 
 import numpy as np
@@ -13,6 +14,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler,
 from optuna.trial import Trial, TrialState
 
 from exltune.errors import UsageError
+from exltune.plugins import Plugins
 from exltune.schema.heuristics import Heuristics
 from exltune.search.problem.problem import SearchProblem
 from exltune.search.rules.rules import rules_mix
@@ -20,27 +22,68 @@ from exltune.search.rules.rules import rules_mix
 Floats = npt.NDArray[np.float64]
 Assignment = tuple[int, ...]
 
-#: Sampler name -> made from a seed.
-SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, constant_liar=True),
-    "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=8, deterministic_objective=False),
-    "cmaes": lambda seed: CmaEsSampler(seed=seed, n_startup_trials=4),
-    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=8),
-    "random": lambda seed: RandomSampler(seed=seed),
+
+@dataclass(frozen=True)
+class SamplerRow:
+    """A row of the table of samplers, or what an entry point of the group "exltune.samplers" names.
+
+    make: from a seed. objectives: the most that it knows; with 1 it cannot trace the front over sizes.
+    exltune.testing.samplers has the tests that it must pass. A distribution names it in its pyproject.toml:
+
+        [project.entry-points."exltune.samplers"]
+        annealing = "my_package.samplers:ANNEALING"
+    """
+
+    make: Callable[[int], BaseSampler]
+    objectives: int = 2
+
+
+def _cmaes(seed: int) -> BaseSampler:
+    if find_spec("cmaes") is None:
+        raise UsageError(
+            "the sampler 'cmaes' needs the package cmaes, which is not installed", fix="pip install 'exltune[cmaes]'"
+        )
+    return CmaEsSampler(seed=seed, n_startup_trials=4)
+
+
+#: Samplers by name; other distributions add theirs by entry point.
+SAMPLERS: Mapping[str, SamplerRow] = {
+    "tpe": SamplerRow(lambda seed: TPESampler(seed=seed, multivariate=True, constant_liar=True)),
+    "gp": SamplerRow(lambda seed: GPSampler(seed=seed, n_startup_trials=8, deterministic_objective=False)),
+    "cmaes": SamplerRow(_cmaes, objectives=1),
+    "nsga2": SamplerRow(lambda seed: NSGAIISampler(seed=seed, population_size=8)),
+    "random": SamplerRow(lambda seed: RandomSampler(seed=seed)),
 }
-#: Samplers that know one objective only: they cannot trace the front over sizes.
-ONE_OBJECTIVE = frozenset({"cmaes"})
+_PLUGINS = Plugins("sampler", "exltune.samplers", SAMPLERS)
 
 _NO_RULE = "none"
 
 
+def sampler_names() -> tuple[str, ...]:
+    """Names that sampler takes; nothing is imported for it."""
+    return _PLUGINS.names()
+
+
 def sampler(name: str, seed: int, *, objectives: int = 1) -> BaseSampler:
-    """A sampler by name. Raises: UsageError naming the ones there are, or for a front that one cannot trace."""
-    if name not in SAMPLERS:
-        raise UsageError(f"there is no sampler {name!r}", fix=f"Choose one of: {', '.join(SAMPLERS)}")
-    if objectives > 1 and name in ONE_OBJECTIVE:
+    """A sampler by name.
+
+    Raises: UsageError naming the ones there are, for a front that one cannot trace, for a package that is not
+    installed, and for an entry point that gives no sampler.
+    """
+    row = _row(name)
+    if objectives > row.objectives:
         raise UsageError(f"the sampler {name!r} knows one objective only", fix="Take nsga2 or tpe for several sizes")
-    return SAMPLERS[name](seed)
+    return row.make(seed)
+
+
+def _row(name: str) -> SamplerRow:
+    entry = _PLUGINS.find(name)
+    if entry is None:
+        return SAMPLERS[name]
+    found = _PLUGINS.load(entry)
+    if not isinstance(found, SamplerRow):
+        raise _PLUGINS.refused(entry, "is not a SamplerRow")
+    return found
 
 
 def rule_bits(problem: SearchProblem, rules: Iterable[Heuristics]) -> dict[str, list[float]]:

@@ -39,7 +39,7 @@ def _floor(group: str, asked: Sequence[tuple[Heuristics, Wish]], widths: Sequenc
     if highest is not None and widths[-1] < highest.bits < UNQUANTIZED_BITS:
         raise UsageError(
             f"the floor of {highest.rule} is above the highest base quant, {widths[-1]:g} bits",
-            fix=f"Quantize {highest.bits:g} bits too (exltune quantize --bits), or lower the rule",
+            fix=f"Quantize {highest.bits:g} bits too (`bits` of exltune quantize), or lower the rule",
         )
     cap = min((bound.bits for bound in upper), default=UNQUANTIZED_BITS)
     extra = max(wish.values.get("extra_bits", 0.0) for _, wish in asked) if asked else 0.0

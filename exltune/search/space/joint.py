@@ -10,7 +10,7 @@ import numpy as np
 
 from exltune.budget import Limits, ModelProfile, cache_bytes, fit_mix, mix_weights, place, weights_budget
 from exltune.budget.placement.demand import workload
-from exltune.budget.plan.limits import option_of
+from exltune.budget.plan.limits import field_of
 from exltune.errors import BudgetError, UsageError
 from exltune.schema.candidate import Candidate
 from exltune.schema.hardware import FP16_CACHE, CacheBits, Hardware, Overheads, Use
@@ -221,9 +221,9 @@ def groups_budget(
     left, least = found[binding], sizes.groups_bytes(widths[0])
     if left < least:
         raise BudgetError(
-            f"{option_of(binding)} leaves {sizes.bpw_of(max(left, 0)):.3f} bpw for the weights",
+            f"{field_of(binding)} leaves {sizes.bpw_of(max(left, 0)):.3f} bpw for the weights",
             fix=f"The smallest mix of these base quants has {sizes.bpw_of(least):.3f} bpw: give more memory, a "
-            "shorter --context, fewer --cache bits, or quantize lower bits too",
+            "shorter `context`, fewer `cache` bits, or quantize lower bits too",
         )
     return GroupsBudget(left, binding, {name: sizes.bpw_of(max(size, 0)) for name, size in found.items()})
 
@@ -266,7 +266,7 @@ def shrunk(problem: SearchProblem, energies: Sequence[Floats]) -> tuple[SearchPr
         if problem.within(best):
             return problem, best
         problem = replace(problem, groups_budget_bytes=int(problem.groups_budget_bytes * _SHRINK))
-    raise BudgetError("no mix fits the GPUs layer by layer", fix="Give larger GPUs or a smaller --target-bpw")
+    raise BudgetError("no mix fits the GPUs layer by layer", fix="Give larger GPUs or a smaller `target_bpw`")
 
 
 def widths_of(measurement: Measurement) -> list[float]:

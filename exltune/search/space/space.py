@@ -133,12 +133,12 @@ def check_options(options: SpaceOptions, profile: ModelProfile) -> None:
     cache = options.cache if isinstance(options.cache, CacheBits) else FP16_CACHE
     check_use(profile, options.limits, options.use.model_copy(update={"cache": cache}))
     if options.cache == AUTO and options.use.context is None:
-        raise UsageError("--cache auto trades the cache's bits at a context", fix="Give --context, such as 32768")
+        raise UsageError("`cache` auto trades the cache's bits at a context", fix="Give `context`, such as 32768")
     hardware = options.limits.hardware
     if options.cache == AUTO and not hardware.gpus and hardware.vram_bytes is None:
-        raise UsageError("--cache auto needs to know the memory", fix="Give --vram or --gpus")
+        raise UsageError("`cache` auto needs to know the memory", fix="Give `vram` or `gpus`")
     if options.limits == Limits():
-        raise UsageError("no budget is given", fix="Give --target-bpw, --size, --vram or --gpus")
+        raise UsageError("no budget is given", fix="Give `target_bpw`, `size`, `vram` or `gpus`")
 
 
 def _wider(

@@ -9,8 +9,8 @@ from pathlib import Path
 from exltune.budget import SizeModel
 from exltune.corpora import check_same_tokenizer
 from exltune.errors import QuantMismatchError
-from exltune.inventory import check_same_model, load_inventory
-from exltune.measure import QuantSizes
+from exltune.inventory import check_same_model, load_inventory, model_fingerprint
+from exltune.measurement import QuantSizes
 from exltune.schema.defaults import DEFAULT_HEAD_BITS
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice
@@ -20,22 +20,25 @@ from exltune.store.quants.reference_checks import made_from, refuse_finer
 __all__ = ["BaseQuant", "find_base_quants", "head_source", "paths_of", "quant_sizes"]
 
 
-def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]:
+def find_base_quants(
+    folder: Path, model: Path | None = None, fingerprint: Callable[[Path], str] = model_fingerprint
+) -> list[BaseQuant]:
     """All base quants in a folder by ascending bits, each checked to belong to `model`, or all to one model.
 
-    model: the reference, which may be a quant itself, with no fewer bits than these. Mixes, models that build made, and
-    unquantized models are passed over. Raises: QuantMismatchError where nothing is left, where a quant belongs to
-    another model or has more bits than the reference, or where two have the same bits; what reading them raises.
+    model: the reference, which may be a quant itself, with no fewer bits than these. fingerprint: sha256 of a model
+    directory, from where it is known already. Mixes, models that build made, and unquantized models are passed over.
+    Raises: QuantMismatchError where nothing is left, where a quant belongs to another model or has more bits than the
+    reference, or where two have the same bits; what reading them raises.
     """
     if not folder.is_dir():
-        raise QuantMismatchError("no such directory", where=str(folder), fix="Give the --out of exltune quantize")
+        raise QuantMismatchError("no such directory", where=str(folder), fix="Give the `out` of exltune quantize")
     if model is not None:
         # A model that is damaged itself is better told than taken for another one.
         load_inventory(model)
     found = sorted(filter(None, map(read_base_quant, quant_dirs(folder))), key=lambda quant: quant.bits)
     if not found:
         raise QuantMismatchError(
-            "it holds no base quants", where=str(folder), fix="Make them with exltune quantize MODEL --out DIR"
+            "it holds no base quants", where=str(folder), fix="Make them with exltune quantize, and its `out`"
         )
     for quant in found:
         check_same_model(model or found[0].path, quant.path)
@@ -44,7 +47,7 @@ def find_base_quants(folder: Path, model: Path | None = None) -> list[BaseQuant]
             check_weights_of(quant, model)
     if model is not None:
         refuse_finer(found, model)
-    _check_records(found, model)
+    _check_records(found, None if model is None else made_from(model, fingerprint))
     _refuse_doubles(found)
     return found
 
@@ -91,9 +94,8 @@ def paths_of(quants: Iterable[BaseQuant]) -> dict[Choice, Path]:
     return {quant.choice: quant.path for quant in quants}
 
 
-def _check_records(quants: Sequence[BaseQuant], model: Path | None) -> None:
+def _check_records(quants: Sequence[BaseQuant], expected: str | None) -> None:
     """Fine-tunes of one model may share what is unquantized: where exltune noted a quant's model, its hash decides."""
-    expected = None if model is None else made_from(model)
     for quant in quants:
         noted = quant.provenance
         if noted is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +20,10 @@ class _Quant(Protocol):
     def path(self) -> Path: ...
 
 
-def made_from(reference: Path) -> str | None:
+def made_from(reference: Path, fingerprint: Callable[[Path], str] = model_fingerprint) -> str | None:
     """Hash of the unquantized model that a reference is, or was made from; None where nobody noted it."""
     found = reference_quant(reference)
-    return model_fingerprint(reference) if found is None else found.weights_sha256
+    return fingerprint(reference) if found is None else found.weights_sha256
 
 
 def refuse_finer(quants: Iterable[_Quant], reference: Path) -> None:

@@ -1,5 +1,0 @@
-"""Finished quants on held-out text, against the unquantized model."""
-
-from exltune.evaluate.stage import evaluate_quants, whole
-
-__all__ = ["evaluate_quants", "whole"]
