@@ -93,6 +93,7 @@ IDLE = (
     "engines/checks.py",
     "engines/ray",
     "errors.py",
+    "library",
     "pipeline",
     "publish",
     "report",

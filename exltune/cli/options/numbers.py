@@ -7,9 +7,8 @@ from datetime import timedelta
 from typing import Literal
 
 from exltune.errors import UsageError
-from exltune.schema.defaults import DEFAULT_HEAD_BITS
+from exltune.schema.defaults import auto_head_bits
 
-_LEAST_HEAD = 3.0
 _WEIGHTS = "For example --weights math=2,code=0.5"
 
 
@@ -42,7 +41,7 @@ def parse_quants(bits: str, head_bits: str) -> tuple[tuple[float, ...], tuple[fl
     widths = parse_numbers("--bits", bits, "2,3,4")
     if head_bits == "auto":
         ascending = tuple(sorted(set(widths)))
-        return ascending, tuple(_auto_head(width) for width in ascending)
+        return ascending, tuple(auto_head_bits(width) for width in ascending)
     heads = parse_numbers("--head-bits", head_bits, "6")
     if len(heads) == 1:
         return tuple(sorted(set(widths))), heads
@@ -53,11 +52,6 @@ def parse_quants(bits: str, head_bits: str) -> tuple[tuple[float, ...], tuple[fl
         )
     pairs = sorted(dict(zip(widths, heads, strict=True)).items())
     return tuple(width for width, _ in pairs), tuple(head for _, head in pairs)
-
-
-def _auto_head(width: float) -> float:
-    """Mixes of few bits want heads of few: 3 at 2 bits, 4 at 2.5, 5 at 3, then exllamav3's 6, and 8 at 8."""
-    return width if width > DEFAULT_HEAD_BITS else min(max(round(2 * width - 1), _LEAST_HEAD), DEFAULT_HEAD_BITS)
 
 
 def parse_head(text: str | None) -> float | Literal["auto"] | None:

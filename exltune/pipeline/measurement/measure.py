@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,15 +44,18 @@ class MeasureOptions:
     budget: Budget = field(default_factory=Budget)
 
 
-def measure(session: Session, out: Path, options: MeasureOptions | None = None, *, force: bool = False) -> Measurement:
-    """Swap parts of the model to base quants, score them on the search set and write the measurement.
+def measure(
+    session: Session, out: Path | None, options: MeasureOptions | None = None, *, force: bool = False
+) -> Measurement:
+    """Swap parts of the model to base quants, score them on the search set and write the measurement to `out`, if any.
 
     The session's scores tell what was scored and what was there.
     Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, UsageError for a store that is none or
     resources that hold nothing, StorageError, WorkerLostError, and what the engine raises.
     """
     options, reporter = options or MeasureOptions(), session.reporter
-    refuse_existing_file(out, force=force)
+    if out is not None:
+        refuse_existing_file(out, force=force)
     quants = session.base_quants
     head = _head(quants)
     inventory, level = session.engine.inventory, options.level
@@ -59,12 +63,13 @@ def measure(session: Session, out: Path, options: MeasureOptions | None = None, 
     source, scores = session.provenance(Split.SEARCH), session.scores.on(session.ids(Split.SEARCH))
     reference = _reference(session, level, quants, head)
     plan = _plan(session.engine, options, sizes, head, scores, reference)
-    with locked(out):
+    with nullcontext() if out is None else locked(out):
         with reporter.stage("Measuring") as progress:
             found = run_plan(plan, scores, progress, lambda done, total: reporter.remark(_taken_up(done, total)))
         tensors = saliencies(session.engine, level, quants[0].choice, scores.tokens)
         measurement = summarize(inventory, level, sizes, head, found, session.data, source, tensors, reference)
-        write_record(out, measurement)
+        if out is not None:
+            write_record(out, measurement)
     tell_peaks(reporter, session.engine)
     counts = session.scores.counts
     counts.ram_bytes, counts.vram_bytes = peak_ram_bytes(), session.engine.stats.vram_bytes
