@@ -42,7 +42,7 @@ _TABLE = (
             "exl3/viterbi.py",
         ),
     ),
-    Algorithm("quantization", 1, ("quantization",)),
+    Algorithm("quantize", 1, ("quantization",)),
     # Inputs of linears: Hessians, and what a tensor's saliency comes from.
     Algorithm("capture.reference", 1, ("engines/reference/capture.py", "engines/reference/observe.py")),
     Algorithm("capture.exllamav3", 1, ("engines/exllamav3/capture.py",)),
@@ -58,7 +58,7 @@ _TABLE = (
     # What a model answers to prompts.
     Algorithm("generate", 1, ("engines/sampling.py", "publish/openai_client.py")),
     # Which mixes a measurement scores, and what it makes of them.
-    Algorithm("measurement", 1, ("measurement",)),
+    Algorithm("measure", 1, ("measurement",)),
     Algorithm("size", 1, ("budget/size.py", "budget/directory.py")),
     # What cards and RAM hold: weights, cache, transients; limits and plans.
     Algorithm("memory", 1, ("budget", "schema/hardware.py")),
@@ -79,7 +79,7 @@ _TABLE = (
         ),
     ),
     # Directories from tensors.
-    Algorithm("assembly", 1, ("assembly", "exl3/writer.py")),
+    Algorithm("build", 1, ("assembly", "exl3/writer.py")),
 )
 
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType({algorithm.name: algorithm for algorithm in _TABLE})
@@ -92,10 +92,13 @@ IDLE = (
     "engines/base.py",
     "engines/checks.py",
     "engines/ray",
+    "engines/tasks.py",
     "errors.py",
     "library",
     "pipeline",
+    "plugins.py",
     "publish",
+    "requirements.py",
     "report",
     "schema",
     "store",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from exltune.pipeline.texts.token_sets import token_sets
 
 from exltune.assembly import resolve_recipe, splice_model
 from exltune.corpora import ModelTokenizer
+from exltune.corpora.dealing import token_sets
 from exltune.corpora.prompts import Prompt
 from exltune.engines.base import Engine
 from exltune.engines.reference.engine import ReferenceEngine
 from exltune.engines.sampling import LocalSampler, Task
 from exltune.engines.streaming.prefix_tree import build_tree, needed_by_leaves
-from exltune.exl3.cache_quant import CACHE_BITS, fake_quantize_cache
+from exltune.exl3.cache_quant import fake_quantize_cache
 from exltune.exl3.codebooks import codebook_values
 from exltune.exl3.directory import QuantDir
 from exltune.exl3.hessian import Hessian
@@ -22,9 +22,11 @@ from exltune.exl3.ldlq import ldlq
 from exltune.exl3.linear import QuantizedLinear
 from exltune.exl3.packing import pack_states, unpack_states
 from exltune.exl3.quantizer import quantize_linear
-from exltune.metrics import ReferenceLogits, mean_and_se, paired_difference, perplexity
+from exltune.metrics import mean_and_se, paired_difference, perplexity
+from exltune.metrics.logits import ReferenceLogits
 from exltune.quantization import TensorJob, quantize_tensors
 from exltune.schema.generate import GenerateOptions
+from exltune.schema.mix import CACHE_BITS
 from exltune.schema.recipe import Recipe
 from exltune.schema.score import Score
 from exltune.schema.tokens import DataOptions, DataSource, Split, Texts

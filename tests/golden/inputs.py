@@ -18,9 +18,9 @@ for folder in (ROOT, ROOT / "tests"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from tiny_models import CONFIGS, TinyModel, make_tiny_model  # noqa: E402
 
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix  # noqa: E402
+from exltune.testing.tiny_models import CONFIGS, TinyModel, make_tiny_model  # noqa: E402
 
 FIXTURES = ROOT / "tests" / "fixtures" / "configs"
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from laws import INVENTORY, WIDTHS, LawEngine, measured, random_law, run_search
+from laws import LawEngine, run_search
 from synthetic_measurement import synthetic_measurement
 
 from exltune.budget import (
@@ -36,7 +36,8 @@ from exltune.search import search_problem as problem_of
 from exltune.search.law.costs import fitted_costs, measured_costs
 from exltune.search.loop.ranking import distinct_candidates, standings
 from exltune.search.solve.exact import solve
-from exltune.search.space.space import Asked, search_space
+from exltune.search.space.space import SpaceOptions, search_space
+from exltune.testing.laws import INVENTORY, WIDTHS, measured, random_law
 from tests.golden.inputs import config, sha256
 
 #: Grouped, latent and linear attention, sliding windows, dense layers and experts.
@@ -186,8 +187,8 @@ def _spaces() -> object:
     made = config("llama-3.1-8b")
     own = synthetic_measurement(_inventory("llama-3.1-8b"), (2.0, 3.0, 4.0, 6.0), (6.0,), level=2)
     for name, asked in {
-        "gpus": Asked(Limits(Hardware(gpus=parse_gpus("6GiB"))), Use(context=4096), cache="auto", head="auto"),
-        "size": Asked(Limits(size_bytes=parse_size("4GiB"))),
+        "gpus": SpaceOptions(Limits(Hardware(gpus=parse_gpus("6GiB"))), Use(context=4096), cache="auto", head="auto"),
+        "size": SpaceOptions(Limits(size_bytes=parse_size("4GiB"))),
     }.items():
         space = search_space(made, Path("llama"), own, asked)
         problem = space.problem
@@ -232,9 +233,9 @@ def _score(candidate: Candidate, klds: np.ndarray) -> Score:
 
 def _told(candidate: Candidate) -> Mapping[str, object]:
     """A mix in few words: its bytes, how many groups take each width, and all choices by their hash."""
-    choices = candidate.mix.choices
+    choices = candidate.choices
     return {
-        "size_bytes": candidate.size.size_bytes,
+        "size_bytes": candidate.size_bytes,
         "widths": {choice: list(choices.values()).count(choice) for choice in sorted(set(choices.values()))},
         "choices": sha256(choices),
     }
