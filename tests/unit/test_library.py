@@ -83,15 +83,10 @@ def test_import_costs_nothing() -> None:
     assert shown.stdout == "[] []\n"
 
 
-def test_functions_go_before_packages_of_their_names() -> None:
+def test_no_function_has_the_name_of_a_package() -> None:
+    """Python binds a package to its parent as soon as anything imports it: the function would be gone."""
     rooms = {module.name for module in pkgutil.iter_modules(exltune.__path__)}
-    for name in rooms.intersection(PUBLIC) - {"errors"}:
-        package = import_module(f"exltune.{name}")
-        assert inspect.isfunction(getattr(exltune, name))
-        assert package.__path__
-    from exltune.assembly import splice_model
-
-    assert callable(splice_model)
+    assert rooms.intersection(PUBLIC) == {"errors"}
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
