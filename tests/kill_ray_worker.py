@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from exltune.engines.ray.cluster import RayScorer
+from exltune.engines.ray.cluster import Cluster
 from exltune.store.probes import ProbeStore
 
 
@@ -23,23 +23,23 @@ def main() -> None:
 
 def arm(number: int) -> None:
     """Let a worker die by SIGKILL when the store is written to for the `number`th time."""
-    scorers: list[RayScorer] = []
-    enter, add, left = RayScorer.__enter__, ProbeStore.add, number
+    clusters: list[Cluster] = []
+    enter, add, left = Cluster.__enter__, ProbeStore.add, number
 
-    def entered(scorer: RayScorer) -> RayScorer:
-        scorers.append(scorer)
-        return enter(scorer)
+    def entered(cluster: Cluster) -> Cluster:
+        clusters.append(cluster)
+        return enter(cluster)
 
     def deadly(*args: Any, **kwargs: Any) -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            busy = [worker for worker in scorers[0]._workers.values() if worker.task is not None]
+            busy = [worker for worker in clusters[0]._workers.values() if worker.task is not None]
             assert busy[0].place is not None
             os.kill(busy[0].place.pid, signal.SIGKILL)
         add(*args, **kwargs)
 
-    RayScorer.__enter__ = entered  # type: ignore[method-assign]
+    Cluster.__enter__ = entered  # type: ignore[method-assign]
     ProbeStore.add = deadly  # type: ignore[method-assign]
 
 

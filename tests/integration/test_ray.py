@@ -65,7 +65,7 @@ def test_a_killed_worker_changes_no_byte(moe_model, quants, measurement, data, t
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("A worker was lost") == 1
-    assert "its probes run again" in done.stderr
+    assert "its mixes run again" in done.stderr
     assert out.read_bytes() == measurement.read_bytes()
     wait_until_gone(ray_folder)
 

@@ -86,18 +86,34 @@ class Cluster:
         self.state_bytes = 0
         watch, rows = TaskWatch(tasks, progress), tokens.numpy()
         left, lost, done = deque(tasks), Counter[ScoreTask](), 0
-        while done < len(tasks):
-            while left and self._idle:
-                self._give(self._idle.pop(), left.popleft(), rows)
-            worker, found = self._next_answer(left, lost)
-            task, worker.task = worker.task, None
-            self._idle.append(worker)
-            if task is not None and found is not None:
-                done += 1
-                watch.finish(task, f"{len(self.places)} workers")
-                yield task, found
+        try:
+            while done < len(tasks):
+                while left and self._idle:
+                    self._give(self._idle.pop(), left.popleft(), rows)
+                worker, answer = self._next_answer(left, lost)
+                task, worker.task = worker.task, None
+                self._idle.append(worker)
+                found = self._understood(worker, answer)
+                if task is not None and found is not None:
+                    done += 1
+                    watch.finish(task, f"{len(self.places)} workers")
+                    yield task, found
+        finally:
+            self._settle()
 
-    def _next_answer(self, left: deque[ScoreTask], lost: Counter[ScoreTask]) -> tuple[_Worker, list[Score] | None]:
+    def _settle(self) -> None:
+        """Wait for what is still under way where a task has failed: nobody asks for its answer any more."""
+        for reference, worker in [(ref, one) for ref, one in self._workers.items() if one.task is not None]:
+            del self._workers[reference]
+            worker.task = None
+            try:
+                self._ray.get(reference)
+            except self._ray.exceptions.RayActorError:
+                self._start_worker()
+            else:
+                self._idle.append(worker)
+
+    def _next_answer(self, left: deque[ScoreTask], lost: Counter[ScoreTask]) -> tuple[_Worker, Any]:
         """The next worker that has opened its engine or finished a task; those that are lost meanwhile are replaced."""
         while True:
             ready, _ = self._ray.wait(list(self._workers), timeout=_PATIENCE_SECONDS if not self.places else None)
@@ -113,7 +129,7 @@ class Cluster:
             except self._ray.exceptions.RayActorError as error:
                 self._replace(worker, error, left, lost)
                 continue
-            return worker, self._understood(worker, answer)
+            return worker, answer
 
     def _understood(self, worker: _Worker, answer: Any) -> list[Score] | None:
         """Scores, or None from a worker that is ready."""

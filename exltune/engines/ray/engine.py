@@ -13,7 +13,7 @@ from exltune.engines.ray.cluster import Cluster
 from exltune.engines.ray.options import RayOptions
 from exltune.engines.ray.worker import WorkerJob
 from exltune.engines.tasks import ScoredTask, ScoreTask
-from exltune.schema.mix import Choice, Mix
+from exltune.schema.mix import Choice, Mix, MixKey
 from exltune.schema.score import Score
 
 if TYPE_CHECKING:
@@ -72,13 +72,16 @@ class RayEngine:
             yield done
 
     def score(self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None) -> list[Score]:
-        """As Engine.score: every worker takes a share of the mixes."""
+        """As Engine.score: every worker takes a share of the distinct mixes."""
         cluster, rows = self._join(), tuple(range(len(tokens)))
-        step = -(-len(mixes) // max(len(cluster), 1)) or 1
-        tasks = [ScoreTask(tuple(mixes[at : at + step]), rows) for at in range(0, len(mixes), step)]
-        found = dict(self.run_tasks(tasks, tokens, progress or (lambda done, total, what: None)))
-        self.stats = replace(self.stats, mixes=len(mixes), tokens=tokens.numel())
-        return [score for task in tasks for score in found[task]]
+        distinct = list({mix.key: mix for mix in mixes}.values())
+        step = -(-len(distinct) // max(len(cluster), 1)) or 1
+        tasks = [ScoreTask(tuple(distinct[at : at + step]), rows) for at in range(0, len(distinct), step)]
+        found: dict[MixKey, Score] = {}
+        for task, scores in self.run_tasks(tasks, tokens, progress or (lambda done, total, what: None)):
+            found |= {mix.key: score for mix, score in zip(task.mixes, scores, strict=True)}
+        self.stats = replace(self.stats, mixes=len(mixes), distinct_mixes=len(distinct), tokens=tokens.numel())
+        return [found[mix.key].model_copy(update={"mix": mix.name}) for mix in mixes]
 
     def rows_at_once(self, mixes: Sequence[Mix], length: int) -> int:
         """As Engine.rows_at_once, of one worker."""
