@@ -13,6 +13,7 @@ import pytest
 from exltune.budget import Limits
 from exltune.errors import DataError, OutputExistsError
 from exltune.pipeline import tune as tuning
+from exltune.pipeline.common.session import EngineOptions, Session
 from exltune.pipeline.optimization.optimize import OptimizeOptions
 from exltune.pipeline.quants.quantize import QuantizeOptions
 from exltune.schema import versions
@@ -24,13 +25,13 @@ from exltune.schema.mix import Mix
 from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataOptions, Texts
 from exltune.search import SearchOptions
-from exltune.search.space.space import Asked
+from exltune.search.space.space import SpaceOptions
 from exltune.store import identity as module
 from exltune.store.identity import engine_version, identity, plain, scoring_algorithms, scoring_versions
 from exltune.store.stages import STAGES, Stage
 
 RULE = Heuristics(name="floor", description="test", rules=(Rule(match=Match(), min_bits=3, source="test"),))
-ASKED = Asked(Limits(target_bpw=3.1))
+ASKED = SpaceOptions(Limits(target_bpw=3.1))
 OPTIONS = QuantizeOptions((2.0, 3.0), (6.0,))
 
 #: Input of any stage -> a value, and others that must tell.
@@ -243,19 +244,19 @@ class TestTune:
     def _stopped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A tune that ends when its first stage has begun."""
 
-        def begin(_: Path, out: Path, *args: object, **options: object) -> None:
+        def begin(_: Session, out: Path, *args: object, **options: object) -> None:
             out.mkdir(exist_ok=True)
             raise DataError("stopped here")
 
         monkeypatch.setattr(tuning, "quantize", begin)
 
     def test_other_options_are_another_tune(self, moe_model: Path, tmp_path: Path) -> None:
-        asked = Asked(Limits(target_bpw=4.5))
-        options = {"settings": replace(OPTIONS, widths=(2.0, 3.0, 4.0, 6.0)), "level": 3, "engine": "reference"}
-        first = {"asked": asked, "data": DataOptions(), **options}
+        asked = SpaceOptions(Limits(target_bpw=4.5))
+        first = {"asked": asked, "settings": replace(OPTIONS, widths=(2.0, 3.0, 4.0, 6.0)), "level": 3}
 
-        def run(**changes: object) -> None:
-            tuning.tune(moe_model, tmp_path / "out", **{**first, **changes})
+        def run(data: DataOptions | None = None, **changes: object) -> None:
+            with Session(moe_model, data or DataOptions(), engine=EngineOptions("reference")) as session:
+                tuning.tune(session, tmp_path / "out", **{**first, **changes})
 
         for _ in range(2):
             with pytest.raises(DataError, match="stopped here"):
@@ -268,6 +269,7 @@ class TestTune:
             {"settings": replace(settings, head_bits=(8.0,))},
             {"settings": replace(settings, codebook="mcg")},
             {"level": 2},
+            {"data": DataOptions(rows=512)},
             {"search": OptimizeOptions(SearchOptions(passes=3))},
         ):
             with pytest.raises(OutputExistsError, match="another tune was begun here"):

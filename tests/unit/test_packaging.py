@@ -36,8 +36,8 @@ def named(lines: list[str]) -> dict[str, Requirement]:
 
 
 def declared() -> dict[str, Requirement]:
-    """Of the base install and all extras but dev, which holds tools."""
-    users = [line for extra, lines in EXTRAS.items() if extra != "dev" for line in lines]
+    """Of the base install and all extras but dev and docs, which hold tools."""
+    users = [line for extra, lines in EXTRAS.items() if extra not in ("dev", "docs") for line in lines]
     return named([*PROJECT["dependencies"], *users])
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from laws import measured, random_law
 
 from exltune.errors import DataError, ExltuneError, RecipeError
 from exltune.schema.base import Record
@@ -25,6 +24,7 @@ from exltune.schema.search import Round, SearchDetail
 from exltune.schema.tune import TuneJob
 from exltune.store.formats import format_of
 from exltune.store.records import read_recipe, read_record, write_recipe, write_record
+from exltune.testing.laws import measured, random_law
 
 PROVENANCE = Provenance(exltune_version="0", engine="e", model_path="m", model_sha256="s")
 TENSOR = TensorSaliency(key="k", group="g", rfn=0.1, input_rms=1.0, tokens=None, saliency=0.1)
