@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 
@@ -32,7 +33,7 @@ class _Group:
 
     def options(self) -> Iterator[inspect.Parameter]:
         """Each field as a parameter of its own."""
-        hints = get_type_hints(self.kind, include_extras=True)
+        hints = _hints(self.kind)
         for field in self.fields:
             default = inspect.Parameter.empty if field.default is MISSING else field.default
             yield _parameter(field.name, hints[field.name], default)
@@ -66,6 +67,12 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     call.__annotations__ = {}
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect looks for
     return call
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Types of a group's fields; `--help` reads every group for every command, and must answer at once."""
+    return get_type_hints(kind, include_extras=True)
 
 
 def _group_of(parameter: inspect.Parameter) -> _Group | None:
