@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 
@@ -69,10 +68,14 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
-    """Types of a group's fields; `--help` reads every group for every command, and must answer at once."""
-    return get_type_hints(kind, include_extras=True)
+    """Types of a group's fields, read once: `--help` asks for every group of every command, and must answer at once."""
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind, include_extras=True)
+    return _HINTS[kind]
+
+
+_HINTS: dict[type[Any], dict[str, Any]] = {}
 
 
 def _group_of(parameter: inspect.Parameter) -> _Group | None:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 from command_line import exltune
-from laws import LawEngine, memory_for, tokens_of
+from laws import LawEngine, cache_of, memory_for, tokens_of
 
 import exltune.pipeline.optimization.optimize as pipeline
 from exltune.budget import Limits, ModelProfile, fit_mix, mix_weights, model_profile
 from exltune.errors import BudgetError, ExltuneError, NonFiniteError, StorageError, UsageError
+from exltune.inventory import read_config
+from exltune.pipeline.common.reporter import Silent
+from exltune.pipeline.common.session import Session
 from exltune.pipeline.optimization.optimize import Optimized, OptimizeOptions, optimize
 from exltune.schema.hardware import CacheBits, Hardware, Use
 from exltune.schema.heuristics import Heuristics, Match, Rule
+from exltune.schema.measurement import Measurement
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE
 from exltune.schema.tokens import Split
 from exltune.search import SearchOptions, open_storage
 from exltune.search.space.space import AUTO, SpaceOptions
-from exltune.store.records import read_recipe, write_record
+from exltune.store.records import read_recipe, read_record, write_record
+from exltune.store.score_cache import ScoreCache
 from exltune.testing.laws import CONFIG, INVENTORY, WIDTHS, Law, measured, random_law
 
 _ROWS, _FRESH = 8, 12
@@ -30,6 +36,23 @@ _SHORT = OptimizeOptions(search=SearchOptions(passes=6, batch=5))
 _TARGET = SpaceOptions(Limits(target_bpw=3.2))
 
 Optimize = Callable[..., Optimized]
+
+
+@dataclass
+class LawSession:
+    """What optimize takes of a session, over a law."""
+
+    model: Path
+    engine: LawEngine
+    scores: ScoreCache
+    reporter: Silent = field(default_factory=Silent)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return read_config(self.model)
+
+    def ids(self, split: Split) -> torch.Tensor:
+        return tokens_of(_ROWS) if split is Split.SEARCH else tokens_of(_FRESH, 100)
 
 
 class Bench:
@@ -42,21 +65,14 @@ class Bench:
         (folder / "model" / "config.json").write_text(json.dumps(CONFIG | {"max_position_embeddings": 4096}))
         write_record(self.file, measured(law, rows=_ROWS, wider=True))
         self.engine = LawEngine(law)
-        tokens = {Split.SEARCH: tokens_of(_ROWS), Split.SELECTION: tokens_of(_FRESH, 100)}
-        for name, value in {
-            "quants_at_hand": lambda *_: ["some"],
-            "paths_of": lambda _: {},
-            "token_sets": lambda *_: tokens,
-            "ids": lambda token_set: token_set,
-            "check_tokens": lambda *_: None,
-            "open_engine": lambda *_: self.engine,
-        }.items():
-            monkeypatch.setattr(pipeline, name, value)
+        self.scores = cache_of(self.engine)
+        monkeypatch.setattr(pipeline, "can_score", lambda *_: True)
 
     def run(self, asked: SpaceOptions = _TARGET, settings: OptimizeOptions = _SHORT, **more: Any) -> Optimized:
         """`optimize`, forced."""
-        more = {"out": self.out, "model": self.folder / "model", "force": True} | more
-        return optimize(self.file, asked, settings=settings, **more)
+        more = {"out": self.out, "force": True} | more
+        session = cast(Session, LawSession(self.folder / "model", self.engine, self.scores))
+        return optimize(session, read_record(self.file, Measurement), asked, settings=settings, **more)
 
     def fresh(self, choices: Mapping[str, str]) -> float:
         """Mean KL on the selection set."""
@@ -255,12 +271,12 @@ def test_what_another_budget_or_measurement_scored_is_not_taken_up(bench: Bench)
     bench.run()
     studies = len(_studies(bench))
     bench.run()
-    assert len(_studies(bench)) == studies == 2
+    assert len(_studies(bench)) == studies == 1
     bench.run(SpaceOptions(Limits(target_bpw=3.4)))
-    assert len(_studies(bench)) == 4
+    assert len(_studies(bench)) == 2
     write_record(bench.file, measured(bench.law, rows=_ROWS, wider=True, widths=WIDTHS[:-1]))
     bench.run()
-    assert len(_studies(bench)) == 6
+    assert len(_studies(bench)) == 3
 
 
 def _studies(bench: Bench) -> list[str]:
@@ -329,7 +345,7 @@ def test_a_front_keeps_the_memory_too(bench: Bench) -> None:
 
 
 def test_without_the_quants_the_best_prediction_is_handed_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "quants_at_hand", lambda *_: [])
+    monkeypatch.setattr(pipeline, "can_score", lambda *_: False)
     done = bench.run(settings=replace(_SHORT, front=(4.0,)))
     assert bench.engine.scored == []
     assert (done.detail.searched, done.detail.rounds, done.detail.passes) == (False, (), 0.0)

@@ -62,7 +62,7 @@ def optimize(
         floors=_floors(floor or []),
         keep_fused=keep_fused,
     )
-    measurement, how = read_record(file, Measurement), search.options(seed)
+    how, measurement = search.options(seed), read_record(file, Measurement)
     with session_of(
         measurement,
         model=model,

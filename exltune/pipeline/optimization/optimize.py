@@ -150,10 +150,9 @@ class _Run:
             return self._search(scores, fresh)
 
     def _search(self, scores: CachedRows, fresh: CachedRows) -> SearchOutcome:
-        rows, history = len(scores), History()
+        rows, history, storage = len(scores), History(), open_storage(self._storage_url())
         with self.reporter.stage("Scoring baselines") as progress:
             score_baselines([one for many in self.baselines for one in many], scores, history, progress)
-        storage = open_storage(self._storage_url())
         name = self._study_name(scores.cache.engine.name)
         study = knob_study(storage, name, self.sampler, objectives=self.objectives)
         knobs = Knobs(study, self.problems, [rule_bits(problem, self.rules) for problem in self.problems])
