@@ -36,10 +36,11 @@ ScoredTask = tuple[ScoreTask, list[Score]]
 
 @runtime_checkable
 class RunsTasks(Protocol):
-    """An engine that runs several tasks at once. parallel: how many."""
+    """An engine that runs several tasks at once."""
 
-    @property
-    def parallel(self) -> int: ...
+    def parallel(self) -> int:
+        """How many."""
+        ...
 
     def run_tasks(self, tasks: Sequence[ScoreTask], tokens: Tensor, progress: Progress) -> Iterator[ScoredTask]:
         """Scores of tasks on their rows of tokens (rows, T), in any order, each as soon as it is done.

@@ -182,8 +182,8 @@ class CachedRows:
     def _shared_out(self, tasks: list[ScoreTask]) -> list[ScoreTask]:
         """Enough tasks for an engine that runs several at once: a mix's score does not depend on those beside it."""
         engine = self.cache.engine
-        parallel = engine.parallel if isinstance(engine, RunsTasks) else 1
-        while 0 < len(tasks) < parallel:
+        parallel = engine.parallel() if tasks and isinstance(engine, RunsTasks) else 1
+        while tasks and len(tasks) < parallel:
             largest = max(tasks, key=lambda task: len(task.mixes))
             if len(largest.mixes) < 2:
                 break

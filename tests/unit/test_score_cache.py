@@ -64,7 +64,8 @@ class Recorder:
 class Pool(Recorder):
     """An engine that runs three tasks at once, the last first."""
 
-    parallel = 3
+    def parallel(self) -> int:
+        return 3
 
     def run_tasks(self, tasks: Sequence[ScoreTask], tokens: torch.Tensor, progress: Progress) -> Iterator[ScoredTask]:
         for task in reversed(tasks):

@@ -54,7 +54,6 @@ class RayEngine:
         self._joined.close()
         self._is_joined = False
 
-    @property
     def parallel(self) -> int:
         """Workers of the cluster."""
         return len(self._join())
