@@ -2,26 +2,26 @@
 
 ```text
 ExltuneError
-├── UsageError              2   arguments that contradict each other or name nothing
-├── ModelError              3   the model directory cannot be used
-│   ├── NotAModelError     10
-│   ├── UnsupportedArchitectureError 11
-│   ├── MissingTensorError 12
-│   ├── CorruptFileError   13   truncated or unreadable safetensors
-│   └── NonFiniteError     14   NaN or inf in weights or activations
-├── BudgetError             4   nothing fits, or the target is out of range
-├── RecipeError             5   unknown or missing keys, impossible bits
-├── QuantMismatchError      6   base quants that belong to another model
-├── DataError               7   too few tokens, empty or unreadable texts
-├── OutputExistsError       8   an output is there and --force was not given
-├── VerdictError            9   the demo's tuned mix did not win
-├── StorageError           15   the system refuses to read or write: a full disk, no permission
-├── DeployError            16   a server refuses, fails, is gone, or serves something else than was planned
-├── CompareRefusedError       17   two quants that cannot be compared: other bytes, other tokens, incomplete runs
-├── CompareLostError          18   the candidate is worse than the baseline
-├── HubError               19   the Hugging Face Hub refuses, fails or cannot be reached
-├── EngineError            21   an engine cannot run here, or what it runs on fails
-└── WorkerLostError        20   workers of a cluster are lost again and again, or never come
+├── UsageError                         2   arguments that contradict each other or name nothing
+├── ModelError                         3   the model directory cannot be used
+│   ├── NotAModelError                10
+│   ├── UnsupportedArchitectureError  11
+│   ├── MissingTensorError            12
+│   ├── CorruptFileError              13   truncated or unreadable safetensors
+│   └── NonFiniteError                14   NaN or inf in weights or activations
+├── BudgetError                        4   nothing fits, or the target is out of range
+├── RecipeError                        5   unknown or missing keys, impossible bits
+├── QuantMismatchError                 6   base quants that belong to another model
+├── DataError                          7   too few tokens, empty or unreadable texts
+├── OutputExistsError                  8   an output is there and --force was not given
+├── VerdictError                       9   the demo's tuned mix did not win
+├── StorageError                      15   the system refuses to read or write: a full disk, no permission
+├── DeployError                       16   a server refuses, fails, is gone, or serves something else than was planned
+├── CompareRefusedError               17   two quants that cannot be compared: other bytes, other tokens, incomplete runs
+├── CompareLostError                  18   the candidate is worse than the baseline
+├── HubError                          19   the Hugging Face Hub refuses, fails or cannot be reached
+├── EngineError                       21   an engine cannot run here, or what it runs on fails
+└── WorkerLostError                   20   workers of a cluster are lost again and again, or never come
 ```
 """
 
@@ -64,7 +64,7 @@ class ModelError(ExltuneError):
 
 
 class NotAModelError(ModelError):
-    """The path is no directory with a config.json and safetensors."""
+    """The path is not a directory with a config.json and safetensors."""
 
     exit_code = 10
 

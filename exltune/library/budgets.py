@@ -17,12 +17,18 @@ _BPW = "the most bits per weight, a number such as 3.15"
 class BudgetArguments(TypedDict, total=False):
     """Limits, of which every one that is given holds, and how the model is used. Sizes: bytes, or text as "120GiB".
 
-    target_bpw: the most bpw, as exllamav3 counts: all linears but the head, scales included. size: the most that
-    linears and head may take. vram: all VRAM as one pool. gpus: cards in the order of their layers, "6x24GiB" or the
-    size of every card. ram: system RAM for embedding and offloaded experts. context: tokens in the KV cache, all
-    sequences together. cache: bits of its keys and values, "5,4", "fp16", or "auto" to trade them against weights
-    (not for plan). chunk: prompt tokens that are computed at a time. slots: sequences at a time. tensor_parallel: split
-    by heads and experts instead of by layers. offload_layers: first MoE layers whose routed experts stay in RAM.
+    Attributes:
+        target_bpw: The most bpw, as exllamav3 counts: all linears but the head, scales included.
+        size: The most that linears and head may take.
+        vram: All VRAM as one pool.
+        gpus: Cards in the order of their layers, "6x24GiB" or the size of every card.
+        ram: System RAM for embedding and offloaded experts.
+        context: Tokens in the KV cache, all sequences together.
+        cache: Bits of its keys and values, "5,4", "fp16", or "auto" to trade them against weights (not for `plan`).
+        chunk: Prompt tokens that are computed at a time.
+        slots: Sequences at a time.
+        tensor_parallel: Split by heads and experts instead of by layers.
+        offload_layers: First MoE layers whose routed experts stay in RAM.
     """
 
     target_bpw: float | None

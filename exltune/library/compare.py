@@ -30,7 +30,7 @@ def compare(
         candidate: EXL3 directory, or the file of an earlier comparison (FILE#candidate or FILE#baseline).
         against: The same of the baseline.
         reference: The model that both are of, or a session on it.
-        tolerance: Share of the bytes by which the two may differ.
+        tolerance: Share of the bytes by which the two may differ, 0.005 if not given.
         trust_data: Whether quants are taken that may have been calibrated on the held-out text.
         out: JSON file to write the result to, with the sums of every row; none if not given.
         force: Whether `out` may be replaced.

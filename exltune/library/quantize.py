@@ -36,7 +36,7 @@ def quantize(
     Args:
         model: The unquantized model's directory, or a session on it.
         out: Folder of the base quants.
-        bits: Bit widths: 1 to 8, and 1.5, 2.5, 3.5 with codebook mul1.
+        bits: Bit widths: 1 to 8, and 1.5, 2.5, 3.5 with codebook mul1; 2, 3, 4, 5, 6 and 8 if not given.
         head_bits: Bits of the output head: one for all, one for each of `bits`, or "auto" for 3 to 8 bits.
         codebook: "mul1", "mcg" or "3inst".
         force: Whether directories that are there may be replaced.

@@ -21,11 +21,16 @@ from exltune.store.names import SCORES
 class EngineArguments(TypedDict, total=False):
     """What computes, where scores are kept, and who is told of the progress.
 
-    engine: "auto", "reference" (CPU), "exllamav3" (CUDA), or one of another distribution. devices: numbers of CUDA
-    devices; all if not given. max_ram: hidden states in RAM at one time, of each worker. max_vram: what may be taken
-    of each CUDA device. ray: address of a Ray cluster, or "auto". ray_cpus: cores of a worker where the engine runs on
-    the CPU. store: SQLite file or database URL of the scores; a file beside `out`, or the user's own without an `out`.
-    progress: called as (stage, done, total, what).
+    Attributes:
+        engine: "auto", "reference" (CPU), "exllamav3" (CUDA), or one of another distribution.
+        devices: Numbers of CUDA devices; all if not given.
+        max_ram: Hidden states in RAM at one time, of each worker: bytes, or text as "8GiB".
+        max_vram: The most that may be taken of each CUDA device.
+        ray: Address of a Ray cluster to score on, or "auto" for the one that runs here, or a new one.
+        ray_cpus: Cores of a worker where the engine runs on the CPU.
+        store: SQLite file or database URL of the scores; `scores.db` beside `out`, or in the user's cache directory
+            without an `out`, if not given.
+        progress: Called as (stage, done, total, what).
     """
 
     engine: str
@@ -39,12 +44,17 @@ class EngineArguments(TypedDict, total=False):
 
 
 class SessionArguments(EngineArguments, total=False):
-    """The same, and which texts there are.
+    """Which texts there are; and all of EngineArguments.
 
-    data: files or folders with texts, chats (.jsonl, .parquet) or packed tokens, instead of exllamav3's bundled texts;
-    by domain as a mapping. rows: over all four token sets together. row_length: tokens in a row. seed: by which texts
-    are dealt to the sets. weights: domain -> its share. samples: documents taken of each domain. sample_tokens: tokens
-    after which a document is cut.
+    Attributes:
+        data: Files or folders with texts, chats (.jsonl, .parquet) or packed tokens, instead of exllamav3's bundled
+            texts; by domain as a mapping.
+        rows: Over all four token sets together.
+        row_length: Tokens in a row.
+        seed: By which texts are dealt to the sets.
+        weights: Domain -> its share.
+        samples: Documents taken of each domain.
+        sample_tokens: Tokens after which a document is cut.
     """
 
     data: DataArgument | None

@@ -71,7 +71,7 @@ class CompareMetric(Record):
     """One metric of both quants, and their difference paired by row or document; positive: the candidate is better.
 
     unit: of difference, se and ci95 (the interval of this metric alone, not adjusted for the number of metrics).
-    p: two-sided, Student's t. p_holm: adjusted by Holm over all metrics but the first, which alone decides the gate;
+    p: two-sided, Student's t. p_holm: adjusted by Holm over all metrics but the first, which decides alone;
     equal to p there. outcome: win or loss where p_holm is below 0.05, for the first metric the same as an interval
     without zero.
     """

@@ -124,7 +124,16 @@ class MeasurementDetail(Record):
 
 
 class Measurement(Record):
-    """The file that `exltune measure` writes and `exltune optimize` reads."""
+    """The file that `exltune measure` writes and `exltune optimize` reads.
+
+    Attributes:
+        base: The base quant with the fewest bits.
+        alts: The other base quants.
+        groups: Tensor groups in exllamav3's form, upward from the lowest quant.
+        base_kld: KL(reference‖lowest quant) in nats/token.
+        arch_string: The model's architecture.
+        exltune: Absolute KL(reference‖mix) of every swap, and where it was measured.
+    """
 
     base: QuantRef
     alts: tuple[QuantRef, ...]

@@ -31,7 +31,15 @@ class RecipeDetail(Record):
 
 
 class Recipe(Record):
-    """Bits per module key; 16 means stored unquantized. Keys may be globs, the last match wins."""
+    """Bits per module key; 16 means stored unquantized. Keys may be globs, the last match wins.
+
+    Attributes:
+        target_bpw: Bits per weight that were asked for.
+        achieved_bpw: Those that the mix has; all linears but the head, scales included.
+        head_bits: Bits of the output head.
+        tensors: Module key or glob -> bits.
+        exltune: Where the mix came from, and how it stands; None in a recipe that exltune did not make.
+    """
 
     target_bpw: float | None = None
     achieved_bpw: float | None = None

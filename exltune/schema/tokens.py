@@ -71,10 +71,17 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class DataOptions(Record):
-    """All that the token sets of a model follow from: `rows` is their number over all four sets together.
+    """All that the token sets of a model follow from.
 
-    weights: domain -> its share of every set, relative to the others, whose default is 1. samples: documents taken of
-    each domain, a fixed choice whatever the seed; all if None. sample_tokens: tokens after which a document is cut.
+    Attributes:
+        texts: Where documents come from.
+        sources: The files, where they are the user's.
+        weights: Domain -> its share of every set, relative to the others, whose default is 1.
+        samples: Documents taken of each domain, a fixed choice whatever the seed; all if None.
+        sample_tokens: Tokens after which a document is cut.
+        row_length: Tokens in a row.
+        rows: Over all four sets together.
+        seed: By which texts are dealt to the sets.
     """
 
     texts: Texts = Texts.BUNDLED

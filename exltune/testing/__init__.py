@@ -1,4 +1,4 @@
-"""Tests for who writes an engine or a sampler: inherit a class, say how yours is made, and get all checks.
+"""Tests for whoever writes an engine or a sampler: inherit a class, say how yours is made, and get all checks.
 
 `exltune.testing.engines.EngineContract` and `exltune.testing.samplers.SamplerContract`, each with an example. They need
 pytest and nothing of exltune's repository: models are made on the fly.

@@ -14,6 +14,8 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 
+import exltune
+
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = re.compile(r"^```[\s\S]*?^```$|^ {4}.*$|`[^`\n]*`", re.MULTILINE)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -97,6 +99,13 @@ def test_the_check_finds_broken_links(tmp_path: Path) -> None:
         "page.html: #there: no such anchor",
         "page.html: gone.html: no such file",
     ]
+
+
+def test_every_public_name_is_described(pages: dict[Path, Page], site: Path) -> None:
+    """The API's page has an anchor for each, which links from other places lead to."""
+    described = pages[site / "api.html"].ids | pages[site / "api-errors.html"].ids
+    assert {f"exltune.{name}" for name in exltune.__all__ if name != "errors"} <= described
+    assert "exltune.errors.UsageError" in described
 
 
 def test_nothing_is_loaded_from_the_network(pages: dict[Path, Page]) -> None:

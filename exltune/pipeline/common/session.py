@@ -48,10 +48,16 @@ class EngineOptions:
 class Session:
     """What all stages of one job share.
 
-    model: the reference, unquantized or an EXL3 directory. data: what the token sets are dealt from; stages that need
-    none do without. quants: the folder of base quants. store: file or URL of the scores, the user's own if None.
     Opening costs nothing: every part is read when a stage first asks for it, and never again. To be used in a `with`
     block, or closed: an engine may hold workers of a cluster.
+
+    Args:
+        model: The reference, unquantized or an EXL3 directory.
+        data: Of which texts the token sets are dealt; stages that need none do without.
+        quants: The folder of base quants.
+        engine: Which engine, and what it may take.
+        store: File or URL of the scores, a file in the user's cache directory if None.
+        reporter: Who is told of the progress.
     """
 
     def __init__(
