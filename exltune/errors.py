@@ -64,7 +64,7 @@ class ModelError(ExltuneError):
 
 
 class NotAModelError(ModelError):
-    """The path is no directory with a config.json and safetensors."""
+    """The path is not a directory with a config.json and safetensors."""
 
     exit_code = 10
 

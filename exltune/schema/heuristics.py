@@ -42,7 +42,7 @@ class Rule(Record):
 
     extra_bits: bits above the level at which the rest of the model stands. bits: exactly that many. min_bits,
     max_bits: bounds. priority: the higher, the earlier a group is served. A width that does not exist among the base
-    quants is rounded down to one that does: 16 (unquantized) becomes the highest where the model itself is no choice.
+    quants is rounded down to one that does: 16 (unquantized) becomes the highest where it is not itself a choice.
     All of it yields when the budget is too small, or so large that nothing else is left to raise.
     """
 

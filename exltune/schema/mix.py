@@ -69,7 +69,7 @@ class MixSize(Record):
     """Size of a mix as exllamav3's Model.get_storage_info counts it.
 
     size_bytes: all tensors of linears and head. bpw: 8 * bytes of all linears but the head, fp16 routers included,
-    over their weights. overhead_bytes: what of size_bytes is no weight payload (scales, markers, biases, routers).
+    over their weights. overhead_bytes: the part of size_bytes that is not weights (scales, markers, biases, routers).
     """
 
     size_bytes: int

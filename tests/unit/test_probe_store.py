@@ -146,7 +146,7 @@ def test_other_versions_and_other_programs_are_refused(file, tmp_path):
     connection.close()
     with pytest.raises(DataError, match="another program's"):
         Database(tmp_path / "theirs.db")
-    with pytest.raises(UsageError, match=r"a directory is no probe store.*probes\.db"):
+    with pytest.raises(UsageError, match=r"a directory is not a probe store.*probes\.db"):
         Database(tmp_path)
 
 

@@ -166,7 +166,7 @@ def read_deployment(out: Path) -> Deployment:
 def _check(options: DeployOptions) -> None:
     if options.chunk % PAGE_TOKENS:
         raise UsageError(
-            f"`chunk` {options.chunk} is no multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
+            f"`chunk` {options.chunk} is not a multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
             fix=f"Give {max(options.chunk // PAGE_TOKENS, 1) * PAGE_TOKENS}",
         )
     if options.tool_format is not None and options.tool_format not in TOOL_FORMATS:
@@ -180,7 +180,8 @@ def _check(options: DeployOptions) -> None:
     except ValueError as error:
         # Docker publishes ports on addresses alone, not on names.
         raise UsageError(
-            f"`host` {options.host!r} is no IP address", fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all"
+            f"`host` {options.host!r} is not an IP address",
+            fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all",
         ) from error
 
 
@@ -196,13 +197,13 @@ def _place(source: Path, options: DeployOptions) -> tuple[Path, str]:
         return source.resolve().parent, source.resolve().name
     if options.models_dir is None or options.model_name is None:
         raise UsageError(
-            f"{source} is no quant, so it is not known where the model will lie",
+            f"{source} is not a quant, so it is not known where the model will lie",
             fix="Give the directory of an EXL3 quant, or `models` FOLDER and `model_name` NAME",
         )
     if source.suffix.lower() not in _RECIPES and options.bits is None:
-        raise UsageError(f"{source} is no quant, and its bits are not known", fix="Give `bits`")
+        raise UsageError(f"{source} is not a quant, and its bits are not known", fix="Give `bits`")
     if Path(options.model_name).name != options.model_name or options.model_name in (".", ".."):
-        raise UsageError(f"`model_name` {options.model_name!r} is no name of a folder", fix="Give a name without /")
+        raise UsageError(f"`model_name` {options.model_name!r} is not a name of a folder", fix="Give a name without /")
     return options.models_dir.resolve(), options.model_name
 
 

@@ -72,7 +72,7 @@ def run_tasks(
     where the endpoint does not answer, DataError where a task's data are not at hand, OutputExistsError.
     """
     if not endpoint.startswith(_URL):
-        raise UsageError(f"{endpoint!r} is no http address", fix="For example http://localhost:5000/v1")
+        raise UsageError(f"{endpoint!r} is not an http address", fix="For example http://localhost:5000/v1")
     if out is not None:
         refuse_existing_file(out, force=force)
     words = ["exltune", "tasks", endpoint, *settings.words(), *(["--out", str(out)] if out is not None else [])]
@@ -128,7 +128,7 @@ def task_run(name: str, found: Mapping[str, Any]) -> TaskRun:
     kept = sorted((sample for sample in samples if sample["filter"] == chosen), key=lambda sample: sample["doc_id"])
     values = [sample[metric] for sample in kept]
     if not all(isinstance(value, int | float) for value in values):
-        raise DataError(f"its metric {metric} is no number for each document", where=name, fix="Choose another task")
+        raise DataError(f"its metric {metric} is not a number for each document", where=name, fix="Choose another task")
     return TaskRun(
         task=name,
         version=str(found["versions"].get(name)),

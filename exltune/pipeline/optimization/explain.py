@@ -201,7 +201,7 @@ def _groups_of_choices(choices: Mapping[str, str], file: Path) -> tuple[GroupBit
         try:
             bits = float(choice)
         except ValueError as error:
-            raise RecipeError(f"exltune.choices.{name}: {choice!r} is no bit width", where=str(file)) from error
+            raise RecipeError(f"exltune.choices.{name}: {choice!r} is not a bit width", where=str(file)) from error
         found.append(GroupBits(id=name, role=role, layer=int(layer), bits=bits, size_bytes=None))
     return tuple(found)
 

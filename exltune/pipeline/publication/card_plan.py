@@ -19,7 +19,7 @@ _COLUMNS = 3
 def memories(labels: Sequence[str], sizes: Sequence[int]) -> tuple[CardMemory, ...]:
     """Columns of the table of contexts: those asked for, else the smallest that hold the smallest quant and up.
 
-    sizes: bytes of every quant. Raises: UsageError for labels that are no cards.
+    sizes: bytes of every quant. Raises: UsageError for labels that are not cards.
     """
     if labels:
         return tuple(CardMemory(label=label, gpus=parse_gpus(label)) for label in labels)

@@ -113,7 +113,9 @@ def read_quant(path: Path) -> PublishedQuant:
     for field in ("bits", "head_bits"):
         if not isinstance(settings.get(field), int | float):
             raise QuantMismatchError(
-                f"{_CONFIG}: quantization_config.{field} is no number", where=str(path), fix="Build or convert it again"
+                f"{_CONFIG}: quantization_config.{field} is not a number",
+                where=str(path),
+                fix="Build or convert it again",
             )
     return PublishedQuant(path, _branch(settings), (path / RECIPE).is_file(), quant.config)
 

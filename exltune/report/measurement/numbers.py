@@ -72,7 +72,7 @@ def _check(measurement: Measurement, source: Path) -> None:
         odd = [probe.choice for probe in group.probes if not np.isfinite(probe.kld_nats)]
         if odd:
             raise DataError(
-                f"kld_nats of {group.id} at {', '.join(odd)} bits is no finite number",
+                f"kld_nats of {group.id} at {', '.join(odd)} bits is not a finite number",
                 where=str(source),
                 fix="Measure again",
             )

@@ -21,7 +21,7 @@ def report(
     """Write what a measurement says to one HTML file, and as PNGs to the folder `pictures`.
 
     recipe: whose search scored further mixes. force replaces files that are there.
-    Raises: UsageError without plotly, DataError for what is no measurement, RecipeError, QuantMismatchError for a
+    Raises: UsageError without plotly, DataError for what is not a measurement, RecipeError, QuantMismatchError for a
     recipe of another model, OutputExistsError.
     """
     _check_plotly()

@@ -114,7 +114,7 @@ class SearchProblem:
         return self.candidate(name, bits, {key: option for key, option in keys.items() if key not in groups})
 
     def assignment_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None:
-        """Index of every unit's option in a mix; None where members differ or a choice is no option here."""
+        """Index of every unit's option in a mix; None where members differ or a choice is not an option here."""
         assignment = []
         for unit, index in zip(self.units, self._option_index, strict=True):
             found = {choices.get(member) for member in unit.members}
