@@ -18,7 +18,7 @@ _COLUMNS = ("Quant", "Size", "bpw", "KL(ref‖quant)", "KL(quant‖ref)", "Perpl
 
 @dataclass(frozen=True)
 class EvaluationTable(Sequence[EvaluationRow]):
-    """Quants on held-out text, a row each; KL in nats/token with standard errors over rows of tokens.
+    """Quants on held-out text, a row each; both KL in nats/token with standard errors over rows of tokens.
 
     Attributes:
         record: The whole evaluation, with its provenance.

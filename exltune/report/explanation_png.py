@@ -24,7 +24,7 @@ _ENOUGH = 2
 
 
 def explanation_png(explanation: Explanation) -> bytes:
-    """The heat map; beside it the front and predicted against measured KL, each where it is known."""
+    """The heat map; beside it the front and predicted against measured KL(reference‖mix), each where it is known."""
     from matplotlib.figure import Figure
 
     roles, rows = heat_map(explanation.groups)

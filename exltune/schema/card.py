@@ -29,9 +29,10 @@ class CardMemory(Record):
 class CardRow(Record):
     """One quant of the table. Sizes: `size_*` linears and head, `download_*` all files of the branch.
 
-    branch: its name on the Hub, None where there is no directory. KL in nats/token with half widths of the confidence
-    interval; top: percent of positions whose ordered first 1..5 tokens equal the reference's. contexts: tokens that
-    fit beside each of the card's memories; None where it does not fit. is_reference: KL is 0 by definition.
+    branch: its name on the Hub, None where there is no directory. Both KL in nats/token with half widths of the
+    confidence interval; top: percent of positions whose ordered first 1..5 tokens equal the reference's. contexts:
+    tokens that fit beside each of the card's memories; None where it does not fit. is_reference: both KL are 0 by
+    definition.
     """
 
     name: str

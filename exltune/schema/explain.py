@@ -49,8 +49,9 @@ class Change(Record):
 class RuleComparison(Record):
     """The recipe beside the best hand rule.
 
-    judged_by: what made that rule the best one, "selection" or "search" for measured KL, "predicted" for a sum of
-    single swaps. kld_there, kld_here: by that measure, nats/token. bytes_added and bytes_saved: over all changes.
+    judged_by: what made that rule the best one, "selection" or "search" for measured KL(reference‖mix), "predicted" for
+    a sum of single swaps. kld_there, kld_here: by that measure, nats/token. bytes_added and bytes_saved: over all
+    changes.
     """
 
     name: str
@@ -76,8 +77,8 @@ class Explanation(Record):
     """A recipe, explained.
 
     widths: the bits that occur, ascending. cache: bits of the KV cache's k and v. left_bytes: what the budget of
-    target_bpw leaves unused. bought: steps from the lowest width to the chosen one, the most KL per byte first.
-    upgrades: steps to the next width that do not fit any more, in the same order. predictions: the recipe first.
+    target_bpw leaves unused. bought: steps from the lowest width to the chosen one, the most KL(reference‖mix) per byte
+    first. upgrades: steps to the next width that do not fit any more, in the same order. predictions: the recipe first.
     notes: what could not be said, and what would let it be said.
     """
 

@@ -21,7 +21,7 @@ class QuantRef(Record):
 
 
 class LegacyCandidate(Record):
-    """exllamav3's candidate: KL change in nats/token and bits added, upward from the lowest quant.
+    """exllamav3's candidate: change of KL(reference‖mix) in nats/token and bits added, upward from the lowest quant.
 
     `estimated` is true where the change was not scored as a swap on that base but derived from ours. dkld_ci95: 95 %
     interval of dkld where our swaps themselves are estimates.
@@ -44,11 +44,11 @@ class LegacyGroup(Record):
 class Probe(Record):
     """A swap: the group at `choice`, everything else at the base; absolute KL(reference‖mix), nats/token.
 
-    size_bytes: bytes of the group's tensors at that choice. kld_rows: (rows,) mean KL of each row that was scored, from
-    the first row of the search set on; empty where the swap was not scored. estimated: whether KL and its standard
-    error follow from the law of swaps, fitted to all that were scored, and not from these rows alone; kld_ci95_nats is
-    then its 95 % interval. of_reference: the reference is a quant, and these are its own weights: KL is 0 by
-    definition, was not scored, and does not say that these bits lose nothing.
+    size_bytes: bytes of the group's tensors at that choice. kld_rows: (rows,) mean KL(reference‖mix) of each row that
+    was scored, from the first row of the search set on; empty where the swap was not scored. estimated: whether KL and
+    its standard error follow from the law of swaps, fitted to all that were scored, and not from these rows alone;
+    kld_ci95_nats is then its 95 % interval. of_reference: the reference is a quant, and these are its own weights:
+    KL(reference‖mix) is 0 by definition, was not scored, and does not say that these bits lose nothing.
     """
 
     choice: str
@@ -79,9 +79,9 @@ class TensorSaliency(Record):
 
 
 class SwapLawFit(Record):
-    """The law behind estimated probes: KL = s² + b * s with b = router_b * n**router_kappa, n routers that see a swap.
+    """The law behind estimated probes: KL(reference‖mix) = s² + b * s, b = router_b * n**router_kappa.
 
-    router_b: in the square root of nats/token. swaps: how many were scored, on however many rows.
+    n: routers that see a swap. router_b: in the square root of nats/token. swaps: how many were scored, on however many rows.
     """
 
     router_b: float

@@ -10,7 +10,7 @@ from exltune.schema.score import Score
 class ProbeContext(Record):
     """What all probes of a measurement share: the model and the code that scores it.
 
-    reference: what the model is where it is a quant itself: KL is then against it.
+    reference: the model, where it is a quant itself: KL(reference‖mix) is then against that quant.
 
     code: versions of the algorithms and libraries that the engine computes with.
     """

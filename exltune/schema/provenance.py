@@ -8,7 +8,7 @@ from exltune.schema.base import TOLD, Record
 
 
 class ReferenceQuant(Record):
-    """An EXL3 quant that stands where the unquantized model would: KL is against it, and says nothing of its own error.
+    """An EXL3 quant that stands where the unquantized model would: KL(reference‖mix) says nothing of its own error.
 
     name: its directory's. bits: the fewest of its groups. weights_sha256: of the unquantized model that it was made
     from, None where nobody noted it.
@@ -23,7 +23,7 @@ class ReferenceQuant(Record):
     @property
     def told(self) -> str:
         """What must be said wherever its numbers are shown."""
-        return f"KL is against {self.name}, an EXL3 quant of {self.bpw:.2f} bpw, not against the unquantized model"
+        return f"The reference is {self.name}, an EXL3 quant of {self.bpw:.2f} bpw, not the unquantized model"
 
 
 class Provenance(Record):

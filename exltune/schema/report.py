@@ -29,7 +29,7 @@ class ReportProbe(Record):
 
     @property
     def over_law(self) -> float | None:
-        """Measured KL over the law's; None where either is not positive."""
+        """Measured KL(reference‖mix) over the law's; None where either is not positive."""
         known = self.law_kld is not None and self.law_kld > 0 and self.kld_nats > 0
         return self.kld_nats / self.law_kld if known and self.law_kld is not None else None
 
@@ -49,7 +49,7 @@ class ReportGroup(Unit):
 
 
 class RoleLaw(Record):
-    """KL = S * r^p of one role's swaps: exponent p; scale: the median S of its groups in nats/token.
+    """KL(reference‖mix) = S * r^p of one role's swaps: exponent p; scale: the median S of its groups in nats/token.
 
     log_error: root mean square of log(measured KL / law) over its probes. mix_exponent: p of the law over whole mixes.
     """
@@ -83,8 +83,8 @@ class WholeMix(Record):
 class Report(Record):
     """All that the page shows.
 
-    widths: choices of the groups, ascending in bits. gamma: exponent from error energy to KL, None where it is unknown.
-    wider: the head and the halves of the cache. notes: what could not be said, and why.
+    widths: choices of the groups, ascending in bits. gamma: exponent from error energy to KL(reference‖mix), None where
+    it is unknown. wider: the head and the halves of the cache. notes: what could not be said, and why.
     """
 
     measurement: str

@@ -40,7 +40,8 @@ class Round(Record):
 
     passes: spent so far. sources: mixes scored, by what proposed them. rank_correlation (Spearman) and log_error
     (standard deviation of log KL): of the law's predictions, made before the round's mixes were scored.
-    incumbent_kld: of the incumbent at every size, on the search set. gamma: the law's exponent from error energy to KL.
+    incumbent_kld: of the incumbent at every size, on the search set. gamma: the law's exponent from error energy to
+    KL(reference‖mix).
     """
 
     number: int
@@ -56,8 +57,9 @@ class Standing(Candidate):
     """How one method's candidate stands at the end.
 
     search_kld and selection_kld: measured mean KL(reference‖mix), nats/token, with standard errors; the selection set
-    is fresh rows that no fit has seen. margin: selection KL over the handed-over mix's, paired by row, with its 95 %
-    interval; positive means worse than the one handed over. eligible: within the budget and above the floors.
+    is fresh rows that no fit has seen. margin: selection KL(reference‖mix) over the handed-over mix's, paired by row,
+    with its 95 % interval; positive means worse than the one handed over. eligible: within the budget and above the
+    floors.
     """
 
     search_kld: float | None = None

@@ -208,5 +208,5 @@ def test_files_that_hold_no_probes_are_told_by_line(file, tmp_path):
         list(read_probes(path))
     write_probes(path, stored_probes(Database(file)))
     path.write_text(path.read_text().replace(",8,", ",eight,", 1))
-    with pytest.raises(DataError, match="no probe"):
+    with pytest.raises(DataError, match="is not a probe"):
         list(read_probes(path))

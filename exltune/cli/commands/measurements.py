@@ -108,7 +108,7 @@ def _sets_table(sets: Sequence[StoredSet]) -> Table:
 
 
 def _reference(context: ProbeContext) -> str:
-    """What KL is against, where that is not an unquantized model."""
+    """The reference, where it is not an unquantized model."""
     found = context.reference
     return "" if found is None else f"\nagainst {found.name}, {found.bpw:.2f} bpw"
 

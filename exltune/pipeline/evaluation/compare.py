@@ -152,10 +152,10 @@ class _Run:
         return _Opened(side, Path(scored.row.path or ""), scored)
 
     def _check_not_reference(self, quant: Path, role: str) -> None:
-        """A reference that is a quant has a KL of 0 by definition, and would win over any other."""
+        """A reference that is a quant has a KL(ref‖quant) of 0 by definition, and would win over any other."""
         if self.session.fingerprint(quant) == self.session.fingerprint():
             raise CompareRefusedError(
-                f"the {role} is the reference itself: its KL is 0 by definition",
+                f"the {role} is the reference itself: its KL(ref‖quant) is 0 by definition",
                 where=str(quant),
                 fix="Give the unquantized model as `reference`, or a quant with more bits than both",
             )

@@ -105,7 +105,7 @@ def _plan(
 
 
 def _reference(session: Session, level: int, quants: Sequence[BaseQuant], head: QuantHead) -> QuantReference | None:
-    """What is known of a reference that is a quant, once it was said that KL is against it."""
+    """What is known of a reference that is a quant, once the user was told of it."""
     if session.reference is None:
         return None
     bits = {quant.choice: quant.bits for quant in quants}
@@ -121,7 +121,7 @@ def _reference(session: Session, level: int, quants: Sequence[BaseQuant], head: 
     session.reporter.remark(session.reference.told)
     for quant in quants:
         if f"uniform@{quant.choice}" in known.same:
-            told = f"{quant.path.name} is the reference itself: its KL is 0 by definition and is not scored"
+            told = f"{quant.path.name} is the reference itself: its KL(ref‖mix) is 0 by definition and is not scored"
             session.reporter.remark(told)
     return known
 

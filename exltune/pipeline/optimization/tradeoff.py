@@ -1,4 +1,4 @@
-"""`exltune tradeoff`: what a longer context or a better cache costs in bpw and KL."""
+"""`exltune tradeoff`: the cost of a longer context or a better cache, in bpw and KL(ref‖mix)."""
 
 from __future__ import annotations
 

@@ -98,5 +98,5 @@ def scored_mixes(parts: Parts, recipe: Recipe | None) -> tuple[tuple[WholeMix, .
 
 
 def _by_gamma(costs: Sequence[float], gamma: float) -> float:
-    """Error energies add up, KL grows with their sum to the power gamma: exltune/search/law/surrogate.py."""
+    """KL(reference‖mix) is the sum of error energies to the power gamma: exltune/search/law/surrogate.py."""
     return float(sum(max(cost, 0.0) ** (1 / gamma) for cost in costs) ** gamma)

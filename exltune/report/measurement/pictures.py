@@ -84,7 +84,7 @@ def _intervals(report: Report) -> bytes:
                 label=None if hollow else role,
             )
     axes.set_yscale("log")
-    axes.set_xlabel("groups, the largest KL first")
+    axes.set_xlabel("groups, the largest KL(reference‖mix) first")
     _finish(axes, f"At {ranked[0][1][1].bits:g} bits, with 95 % intervals", KLD)
     return _png(figure)
 

@@ -48,7 +48,7 @@ def columns_of(groups: Iterable[ReportGroup]) -> dict[int | None, str]:
 
 
 def least_kld(groups: Sequence[ReportGroup]) -> float:
-    """Where what is zero or below lies on log scales: below every positive KL; nats/token."""
+    """Where what is zero or below lies on log scales: below every positive KL(reference‖mix); nats/token."""
     positive = [probe.kld_nats for group in groups for probe in group.probes if probe.kld_nats > 0]
     return _EDGE * min(positive) if positive else _NOTHING
 
@@ -68,7 +68,7 @@ def law_curve(groups: Iterable[ReportGroup]) -> dict[float, float]:
 
 
 def by_kld(report: Report, choice: str) -> list[tuple[ReportGroup, ReportProbe]]:
-    """Groups with a probe at a choice, the largest KL first."""
+    """Groups with a probe at a choice, the largest KL(reference‖mix) first."""
     found = [(group, probe) for group in report.groups if (probe := at(group, choice)) is not None]
     return sorted(found, key=lambda pair: -pair[1].kld_nats)
 
@@ -79,7 +79,7 @@ def readable(kld: float) -> str:
 
 
 def shown_kld(probe: ReportProbe) -> str:
-    """A probe's KL; with a ~ where it is estimated."""
+    """A probe's KL(reference‖mix); with a ~ where it is estimated."""
     return f"~{readable(probe.kld_nats)}" if probe.estimated else readable(probe.kld_nats)
 
 

@@ -1,4 +1,4 @@
-"""What exllamav3's optimizer makes of a measurement: upgrades by KL per bit, none ever taken back."""
+"""exllamav3's greedy optimizer on a measurement: upgrades by KL(reference‖mix) per bit, none ever taken back."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def fitted_laws(measurement: Measurement, widths: Sequence[float]) -> dict[str, 
 
 
 def _base(measurement: Measurement) -> tuple[float, float]:
-    """KL in nats/token and rfn of what all unprobed groups have."""
+    """KL(reference‖mix) in nats/token and rfn of all unprobed groups."""
     if measurement.exltune.base == REFERENCE:
         return 0.0, 0.0
     return measurement.base_kld, float(np.sqrt(nmse(float(measurement.exltune.base))))

@@ -2,9 +2,9 @@
 
     KL(reference‖mix) = (sum over units of z_u(K))^gamma,   z_u(K) = exp(a_u) * (r(K) / r(K_lowest))^q_role
 
-z is an error energy: it adds up over units and falls with the codec's error r, theory says q = 2. KL grows slower than
-energy (gamma < 1), which is why single swaps look flatter in bits than they are within a mix and why their sum is
-larger than the whole. The prior on a_u is the unit's own swaps; gamma and q are fitted with it.
+z is an error energy: it adds up over units and falls with the codec's error r, theory says q = 2. KL(reference‖mix)
+grows slower than energy (gamma < 1), which is why single swaps look flatter in bits than they are within a mix and why
+their sum is larger than the whole. The prior on a_u is the unit's own swaps; gamma and q are fitted with it.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Knobs:
     """Asks a study for settings and tells it what their mixes scored; the study's storage may be shared by workers.
 
     rules: for every problem, rule name -> bits of every unit by that rule's own mix. With several problems (sizes) the
-    study has two objectives, KL and bytes, and the size is one more knob.
+    study has two objectives, KL(reference‖mix) and bytes, and the size is one more knob.
     """
 
     def __init__(

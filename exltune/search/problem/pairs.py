@@ -15,7 +15,7 @@ _CONFIDENCE_95 = 1.96
 
 
 def kept_whole(measurement: Measurement, inventory: Inventory) -> Measurement:
-    """The measurement with pairs that were swapped apart as one unit: the KL of their swaps added up, as an estimate.
+    """The measurement with pairs that were swapped apart as one unit; KL(reference‖mix) of their swaps is added up.
 
     Their errors are added too, as the same rows make both. exllamav3's own form within the file stays as it is.
     """
