@@ -40,7 +40,7 @@ def headline(found: Explanation) -> str:
 
 
 def explanation_tables(found: Explanation) -> Iterator[Table]:
-    """The heat map, and of the rest what is known."""
+    """The heat map, and every other table with known numbers."""
     yield heat_table(found)
     if found.bought:
         title = f"Bought the most KL(ref‖mix) per byte, from {found.bought[0].from_bits:g} bits"

@@ -63,7 +63,7 @@ def standings_table(standings: Sequence[Standing]) -> Table:
 
 
 def search_lines(recipe: Recipe, detail: SearchDetail) -> list[str]:
-    """What the search came to, in words."""
+    """The result of the search, in words."""
     lines = [f"Warning: {warning}" for warning in detail.warnings]
     if recipe.exltune is not None and recipe.exltune.provenance.reference is not None:
         lines.append(f"{recipe.exltune.provenance.reference.told}.")

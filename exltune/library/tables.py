@@ -49,7 +49,7 @@ class EvaluationTable(Sequence[EvaluationRow]):
         return pandas.DataFrame([row.model_dump() for row in self.record.rows]).set_index("name")
 
     def to_markdown(self) -> str:
-        """A Markdown table of what one looks at first."""
+        """A Markdown table of the main columns."""
         lines = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1)), *map(_cells, self.record.rows)]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

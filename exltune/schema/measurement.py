@@ -81,7 +81,8 @@ class TensorSaliency(Record):
 class SwapLawFit(Record):
     """The law behind estimated probes: KL(reference‖mix) = s² + b * s, b = router_b * n**router_kappa.
 
-    n: routers that see a swap. router_b: in the square root of nats/token. swaps: how many were scored, on however many rows.
+    n: routers that see a swap. router_b: in the square root of nats/token. swaps: how many were scored, on however many
+    rows.
     """
 
     router_b: float

@@ -62,7 +62,13 @@ def test_gpus() -> None:
     ("text", "word"),
     [
         *(("0x24GiB", "'0' cards"), ("-1x24GiB", "'-1' cards"), ("1.5x24GiB", "'1.5' cards"), ("x24GiB", "'' cards")),
-        *(("6x24", "no unit"), ("24GiB,", "is not a size"), ("", "no size"), ("6x0GiB", "nothing"), ("9999x1GiB", "1024")),
+        *(
+            ("6x24", "no unit"),
+            ("24GiB,", "is not a size"),
+            ("", "no size"),
+            ("6x0GiB", "nothing"),
+            ("9999x1GiB", "1024"),
+        ),
     ],
 )
 def test_bad_gpus(text: str, word: str) -> None:

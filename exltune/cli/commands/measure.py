@@ -24,7 +24,7 @@ def measure(
         typer.Option(
             "--budget",
             metavar="PASSES|HOURSh|all",
-            help="What it may cost: passes over the model (60), hours (1.5h), or all: every swap on all rows.",
+            help="Limit of the cost: passes over the model (60), hours (1.5h), or all: every swap on all rows.",
             show_default="a tenth of all",
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""`exltune plan`: whether a model, a recipe or a quant fits hardware and use, and what would."""
+"""`exltune plan`: whether a model, a recipe or a quant fits hardware and use, and the remedies."""
 
 from __future__ import annotations
 

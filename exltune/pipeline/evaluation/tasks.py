@@ -27,11 +27,11 @@ _URL = ("http://", "https://")
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What is asked and how. include: folders with task YAML files of one's own. limit: documents of each task.
+    """The tasks and their settings. include: folders with task YAML files of one's own. limit: documents of each task.
 
     model: the name that the endpoint knows the model by. max_tokens: of one answer, thinking included.
-    think_end: what ends a model's thinking, where the server leaves it in the answer. unsafe: run tasks that execute
-    what the model wrote.
+    think_end: end of a model's thinking, where the server leaves it in the answer. unsafe: run tasks that execute
+    the model's output.
     """
 
     names: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class TaskOptions:
     unsafe: bool = False
 
     def answers_depend_on(self) -> dict[str, str]:
-        """What both sides of a comparison must have in common."""
+        """The settings that both sides of a comparison must share."""
         return {"max_tokens": str(self.max_tokens), "limit": str(self.limit), "think_end": str(self.think_end)}
 
     def words(self) -> list[str]:
@@ -91,7 +91,7 @@ def task_runs(where: str, settings: TaskOptions, source: Source, reporter: Repor
 
 
 def check_answers(where: str, settings: TaskOptions) -> None:
-    """Tell before long work what task_runs would raise for a file, or for want of the harness. Raises: as run_tasks."""
+    """Check before long work that the file is readable and the harness is installed. Raises: as run_tasks."""
     if not where.startswith(_URL):
         read_record(Path(where), TaskRuns)
     elif not settings.names:
@@ -116,7 +116,7 @@ def _ask(endpoint: str, settings: TaskOptions, source: Source, reporter: Reporte
 
 
 def task_run(name: str, found: Mapping[str, Any]) -> TaskRun:
-    """One task out of what lm_eval.simple_evaluate returns with log_samples. Raises: DataError where it has no metric.
+    """One task out of results of lm_eval.simple_evaluate with log_samples. Raises: DataError where it has no metric.
 
     The first metric of the task's list and the last of its filters count: tasks list the lenient one, which finds an
     answer in any form, after the strict ones.

@@ -23,7 +23,7 @@ def session_of(
     store: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Session:
-    """A session on what the measurement names; model, quants and data instead of it where they are given."""
+    """A session on the measurement's model, quants and data, or on those that are given instead."""
     detail = measurement.exltune
     recorded = [Path(path) for path in detail.quants.values()]
     if quants is None and all(path.is_dir() for path in recorded):

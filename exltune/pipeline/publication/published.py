@@ -1,4 +1,4 @@
-"""What of exltune's outputs is published: finished EXL3 directories by branch, and the tunes around them."""
+"""The published outputs of exltune: finished EXL3 directories by branch, and the tunes around them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PublishedQuant:
 
     @property
     def files(self) -> dict[str, Path]:
-        """What its branch gets, by name."""
+        """The files of its branch, by name."""
         return branch_files(self.path)[0]
 
 
@@ -73,7 +73,7 @@ class Published:
 def find_published(outs: Sequence[Path]) -> Published:
     """Quants and tunes in outputs of exltune: tune directories, and EXL3 directories by themselves.
 
-    Raises: UsageError, NotAModelError, QuantMismatchError, and what opening the directories raises.
+    Raises: UsageError, NotAModelError, QuantMismatchError, and all that opening the directories raises.
     """
     if not outs:
         raise UsageError("no output is given", fix="Name a tune's `out`, or EXL3 directories")
@@ -98,10 +98,10 @@ def find_published(outs: Sequence[Path]) -> Published:
 
 
 def read_quant(path: Path) -> PublishedQuant:
-    """An EXL3 directory, checked to be whole. Raises: NotAModelError, QuantMismatchError, what opening it raises."""
+    """An EXL3 directory, checked to be whole. Raises: NotAModelError, QuantMismatchError, all that opening it raises."""
     if not path.is_dir():
         raise NotAModelError("no such directory", where=str(path), fix="Name a tune's `out`, or an EXL3 directory")
-    # Every shard is opened: what lacks a tensor is not published.
+    # Every shard is opened: a directory that lacks a tensor is not published.
     quant = QuantDir(path)
     if not (path / QUANTIZATION_CONFIG).is_file():
         raise QuantMismatchError(
