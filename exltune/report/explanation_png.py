@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DPI = 120
-#: Inches of one cell, of what stands around a panel, and of a panel beside the heat map.
+#: Inches of one cell, of the space around a panel, and of a panel beside the heat map.
 _CELL_WIDTH, _CELL_HEIGHT, _MARGIN = 0.62, 0.24, 1.6
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.8, 4.2
 #: From this many layers on rows are this high.

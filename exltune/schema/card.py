@@ -1,4 +1,4 @@
-"""What a model card says: every number of the README comes from this record or from the files that it names."""
+"""The content of a model card: every number of the README comes from this record or from the files that it names."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class CardText(Record):
 
 
 class CardServe(Record):
-    """What the example of serving is planned for: a branch on cards, with a context and cache bits."""
+    """The setting of the serving example: a branch on cards, with a context and cache bits."""
 
     branch: str
     gpus: str
@@ -141,7 +141,7 @@ class Card(Record):
 
 
 class CardResult(Record):
-    """What `exltune card` wrote: the page, the files beside it that it stands on, and the branches it shows."""
+    """The result of `exltune card`: the page, the files beside it that it stands on, and the branches it shows."""
 
     card: str
     files: tuple[str, ...]

@@ -36,7 +36,7 @@ class EvaluationRow(Record):
 
 
 class Evaluation(Record):
-    """What `exltune evaluate` writes."""
+    """The output of `exltune evaluate`."""
 
     schema_version: Literal[1] = 1
     rows: tuple[EvaluationRow, ...]

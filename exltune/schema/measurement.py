@@ -91,19 +91,19 @@ class SwapLawFit(Record):
 
 
 class MeasuredGroup(Unit):
-    """A unit and what each of its choices did."""
+    """A unit and the probes of its choices."""
 
     probes: tuple[Probe, ...]
 
 
 class MeasurementDetail(Record):
-    """What exltune stores beside exllamav3's fields.
+    """exltune's own block beside exllamav3's fields.
 
     base: the choice of all unprobed groups. quants: choice -> base quant directory, with their content hashes beside.
     heads: bits of the head in every base quant, by choice.
     wider: the head and the halves of the KV cache, swapped alone as groups are (size_bytes of the cache: 0, it depends
-    on the context). mixes: uniform base quants that were scored whole. law: what estimated probes come from, if any do.
-    tensors: at level 4, what each linear does to its own output.
+    on the context). mixes: uniform base quants that were scored whole. law: the source of estimated probes, if there
+    are any. tensors: at level 4, the effect of each linear on its own output.
     """
 
     schema_version: Literal[2] = 2

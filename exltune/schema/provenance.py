@@ -22,14 +22,14 @@ class ReferenceQuant(Record):
 
     @property
     def told(self) -> str:
-        """What must be said wherever its numbers are shown."""
+        """The remark wherever its numbers are shown."""
         return f"The reference is {self.name}, an EXL3 quant of {self.bpw:.2f} bpw, not the unquantized model"
 
 
 class Provenance(Record):
     """Hashes and settings that a result depends on; `tokens_sha256` is None where no tokens were used.
 
-    model_path, model_sha256: the reference's. reference: what it is where it is a quant, None where it is unquantized.
+    model_path, model_sha256: the reference's. reference: its quant, None where it is unquantized.
     """
 
     exltune_version: Annotated[str, TOLD]

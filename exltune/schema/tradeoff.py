@@ -1,4 +1,4 @@
-"""What `exltune tradeoff` answers: context against cache bits against bpw, by prediction."""
+"""The answer of `exltune tradeoff`: context against cache bits against bpw, by prediction."""
 
 from __future__ import annotations
 

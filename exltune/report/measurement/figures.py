@@ -54,7 +54,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Hovers:
-    """What stands beside the pointer. Figures hold numbers of texts, as a probe is in several; the page fills them in.
+    """The text beside the pointer. Figures hold numbers of texts, as a probe is in several; the page fills them in.
 
     Lines end in a newline. Names are escaped, as plotly reads tags in text.
     """
@@ -142,7 +142,7 @@ def intervals(report: Report, hovers: Hovers) -> Chart:
 
 
 def layout(height: int) -> dict[str, Any]:
-    """What all figures have in common: dark on white, whatever the page around them."""
+    """The layout of all figures: dark on white, whatever the page around them."""
     return {
         "template": "plotly_white",
         "height": height,

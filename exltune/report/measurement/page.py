@@ -20,7 +20,7 @@ from exltune.schema.report import Report, ReportGroup, ReportProbe
 _TEMPLATE = "report.html.j2"
 #: Rows of a table of the top or bottom groups.
 _TABLE_ROWS = 15
-#: Pixels of a cell of the heat map at most, and of what stands beside the cells.
+#: Pixels of a cell of the heat map at most, and of the space beside the cells.
 _CELL_WIDTH, _BESIDE = 74, 260
 
 

@@ -1,4 +1,4 @@
-"""Baselines: what every method proposes at a budget."""
+"""Baselines: the proposals of every method at a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mix spent its bits on: gains by group, upgrades out of reach, and how it differs from another mix."""
+"""The gains of a mix's bits: gains by group, upgrades out of reach, and its differences from another mix."""
 
 from __future__ import annotations
 

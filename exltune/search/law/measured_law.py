@@ -1,4 +1,4 @@
-"""The law over a measurement alone: what its swaps and its whole mixes say without the model at hand."""
+"""The law over a measurement alone: from its swaps and its whole mixes, without the model at hand."""
 
 from __future__ import annotations
 

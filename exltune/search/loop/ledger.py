@@ -1,4 +1,4 @@
-"""What scored mixes say on the same rows: a history read as numbers."""
+"""Scored mixes on the same rows: a history read as numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a search: what it proposes is scored in batches, each kept as soon as it is done."""
+"""Run a search: its proposals are scored in batches, each kept as soon as it is done."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from exltune.inventory import groups_at_level
 from exltune.schema.inventory import Inventory, LinearSpec, Unit
 from exltune.schema.measurement import MeasuredGroup, Measurement, Probe
 
-#: With the codebook mul1, what is at least so wide and has fewer bits is faster apart (the bits: 7 on some cards).
+#: With the codebook mul1, linears at least so wide with fewer bits are faster apart (the bits: 7 on some cards).
 _WIDE, _APART_BELOW = 8192, 6
 _CONFIDENCE_95 = 1.96
 
