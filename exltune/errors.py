@@ -17,10 +17,10 @@ ExltuneError
 ├── VerdictError                       9   the demo's tuned mix did not win
 ├── StorageError                      15   the system refuses to read or write: a full disk, no permission
 ├── DeployError                       16   a server refuses, fails, is gone, or serves something else than was planned
-├── CompareRefusedError               17   two quants that cannot be compared: other bytes, other tokens, incomplete runs
+├── CompareRefusedError               17   two quants that cannot be compared: other bytes or tokens, incomplete runs
 ├── CompareLostError                  18   the candidate is worse than the baseline
 ├── HubError                          19   the Hugging Face Hub refuses, fails or cannot be reached
-├── EngineError                       21   an engine cannot run here, or what it runs on fails
+├── EngineError                       21   an engine cannot run here, or its hardware fails
 └── WorkerLostError                   20   workers of a cluster are lost again and again, or never come
 ```
 """
@@ -166,7 +166,7 @@ class HubError(ExltuneError):
 
 
 class EngineError(ExltuneError):
-    """An engine cannot run here (no GPU, no extension, a wrong version), or what it runs on fails or is too small."""
+    """An engine cannot run here (no GPU, no extension, a wrong version), or its hardware fails or is too small."""
 
     exit_code = 21
 

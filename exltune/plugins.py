@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from exltune.errors import UsageError
 
-#: What importing a stranger's module fails with: absent or half installed packages, other versions of them.
+#: Errors of importing a stranger's module: absent or half installed packages, other versions of them.
 _IMPORT_ERRORS = (ImportError, AttributeError, SyntaxError, OSError, RuntimeError)
 
 
@@ -44,7 +44,7 @@ class Plugins:
         return next(iter(found), None)
 
     def load(self, entry: EntryPoint) -> object:
-        """What an entry point names. Raises: UsageError where it cannot be imported."""
+        """The object of an entry point. Raises: UsageError where it cannot be imported."""
         try:
             return entry.load()
         except _IMPORT_ERRORS as error:
@@ -52,7 +52,7 @@ class Plugins:
             raise self.refused(entry, f"cannot be imported ({reason})") from error
 
     def refused(self, entry: EntryPoint, reason: str) -> UsageError:
-        """What to raise for an entry point that is of no use; reason: "cannot ...", "is not ..."."""
+        """The error for an entry point that is of no use; reason: "cannot ...", "is not ..."."""
         return UsageError(
             f"the {self.noun} {entry.name!r} {reason}",
             where=f"entry point {entry.value} of {_giver(entry)}",

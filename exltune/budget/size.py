@@ -93,7 +93,7 @@ class SizeModel:
         Raises: BudgetError naming the smallest and the largest possible bpw, UsageError for no number.
         """
         if not math.isfinite(target_bpw):
-            raise UsageError(f"a target of {target_bpw:g} bpw is no size", fix="Give a number such as 3.15")
+            raise UsageError(f"a target of {target_bpw:g} bpw is not a size", fix="Give a number such as 3.15")
         widths = sorted(available_bits)
         low, high = self.groups_bytes(widths[0]), self.groups_bytes(widths[-1])
         budget = self.budget_bytes(target_bpw)

@@ -27,7 +27,7 @@ def parse_size(text: str, name: str = "`size`") -> int:
     """
     found = _SIZE.fullmatch(text)
     if found is None:
-        raise UsageError(f"{name} {text!r} is no size", fix="Write a positive number and its unit, as 24GiB")
+        raise UsageError(f"{name} {text!r} is not a size", fix="Write a positive number and its unit, as 24GiB")
     number, unit = found["number"], found["unit"]
     if not unit:
         raise UsageError(
@@ -66,7 +66,7 @@ def parse_cache(text: str, name: str = "`cache`") -> CacheBits:
         digits = re.findall(r"\d+", written)
         instead = f"{digits[0]},{digits[1]}" if len(digits) == 2 else "5,4"
         raise UsageError(
-            f"{name} {text!r} is no pair of cache bits",
+            f"{name} {text!r} is not a pair of cache bits",
             fix=f"Write {instead} (k,v in 2..8), or fp16 for no quantization",
         )
     bits = [int(part) for part in parts]

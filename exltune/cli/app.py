@@ -1,6 +1,6 @@
-"""The app: every module of exltune/cli/commands is imported and joins by what it registered.
+"""The app: every module of exltune/cli/commands is imported and joins by its registration.
 
-Imports of what computes happen inside the commands: `exltune --help` must answer at once.
+Heavy imports happen inside the commands: `exltune --help` must answer at once.
 """
 
 from __future__ import annotations

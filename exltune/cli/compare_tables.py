@@ -51,7 +51,7 @@ def runs_table(found: TaskRuns) -> Table:
 
 
 def compare_lines(found: CompareResult, alpha: float) -> list[str]:
-    """What decided, how it is to be read, and where every number stands."""
+    """The deciding numbers, how to read them, and the source of every number."""
     ours, theirs = found.candidate.row, found.baseline.row
     first = found.metrics[0]
     lines = [

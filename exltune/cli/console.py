@@ -1,4 +1,4 @@
-"""What users see: progress on standard error, results on standard output, errors in one line."""
+"""Output for users: progress on standard error, results on standard output, errors in one line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def output() -> Console:
 def with_options(text: str) -> str:
     """The library's text with its fields as the user writes them: `target_bpw` -> --target-bpw.
 
-    What the command that runs calls so comes first, be it an option or an argument; then the options of all commands.
+    A name of the running command comes first, be it an option or an argument; then the options of all commands.
     Other fields stay as they are.
     """
     return _renamed(text, _written(_RUNNING.get()))
@@ -123,7 +123,7 @@ class _Lines:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()
-        # A stage that is taken up again starts in the middle: what was there says nothing of the pace.
+        # A stage that is taken up again starts in the middle: earlier work says nothing of the pace.
         self._first = done if self._first is None else self._first
         if now - self._told < _LINE_SECONDS or not total:
             return
@@ -135,7 +135,7 @@ class _Lines:
 
 @contextmanager
 def errors_in_one_line(as_json: bool) -> Iterator[None]:
-    """Turn what a user can mend into one message and its exit code; anything else is a defect and keeps its trace."""
+    """Turn a user's error into one message and its exit code; anything else is a defect and keeps its trace."""
     try:
         yield
     except ExltuneError as error:

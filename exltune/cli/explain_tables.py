@@ -16,7 +16,11 @@ from exltune.schema.search import FrontPoint
 
 #: Steps shown; `--json` has them all.
 _SHOWN = 12
-_JUDGED = {"selection": "KL on the selection set", "search": "KL on the search set", "predicted": "predicted KL"}
+_JUDGED = {
+    "selection": "KL(ref‖mix) on the selection set",
+    "search": "KL(ref‖mix) on the search set",
+    "predicted": "predicted KL(ref‖mix)",
+}
 
 
 def headline(found: Explanation) -> str:
@@ -36,10 +40,10 @@ def headline(found: Explanation) -> str:
 
 
 def explanation_tables(found: Explanation) -> Iterator[Table]:
-    """The heat map, and of the rest what is known."""
+    """The heat map, and every other table with known numbers."""
     yield heat_table(found)
     if found.bought:
-        title = f"Bought the most KL per byte, from {found.bought[0].from_bits:g} bits"
+        title = f"Bought the most KL(ref‖mix) per byte, from {found.bought[0].from_bits:g} bits"
         yield _steps_table(title, found.bought)
     if found.upgrades:
         yield _steps_table("Next best upgrades that did not fit", found.upgrades)
@@ -81,7 +85,7 @@ def _steps_table(title: str, steps: Sequence[Step]) -> Table:
     shown = steps[:_SHOWN]
     table = Table(title=title if len(shown) == len(steps) else f"{title} ({len(shown)} of {len(steps)})")
     table.add_column("group", no_wrap=True)
-    names = ["bits", "KL(ref‖mix) falls by", "costs", "KL per MiB"]
+    names = ["bits", "KL(ref‖mix) falls by", "costs", "per MiB"]
     names += ["missing"] if any(step.missing_bytes is not None for step in steps) else []
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)

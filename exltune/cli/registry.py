@@ -21,7 +21,7 @@ class Section(StrEnum):
 
     CHAIN = "The whole chain"
     STEPS = "Its steps"
-    LOOK = "Look at what was made"
+    LOOK = "Look at results"
     PLAN = "Memory"
     JUDGE = "Judge"
     TEXTS = "Texts"
@@ -39,11 +39,11 @@ class Entry:
 
     @property
     def place(self) -> tuple[int, int, str]:
-        """What entries are sorted by."""
+        """The key by which entries are sorted."""
         return list(Section).index(self.section), self.order, self.name
 
 
-#: What the files that were imported so far registered.
+#: Registrations of the files that were imported so far.
 ENTRIES: list[Entry] = []
 
 

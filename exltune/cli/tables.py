@@ -19,9 +19,9 @@ _SAME_SIZE = 0.005
 
 
 def evaluation_table(rows: Sequence[EvaluationRow], reference: ReferenceQuant | None = None) -> Table:
-    """Quant | Size | bpw | KL both ways ± standard error | Perplexity | Top-1 .. Top-5."""
+    """Quant | Size | bpw | KL(quant‖ref) | KL(ref‖quant), ± standard error | Perplexity | Top-1 .. Top-5."""
     table = Table(
-        title=f"Held-out text, {rows[0].tokens:,} tokens; KL in nats/token ± standard error",
+        title=f"Held-out text, {rows[0].tokens:,} tokens; both KL in nats/token ± standard error",
         caption=None if reference is None else f"{reference.told}.",
     )
     table.add_column("Quant", no_wrap=True)
@@ -63,7 +63,7 @@ def standings_table(standings: Sequence[Standing]) -> Table:
 
 
 def search_lines(recipe: Recipe, detail: SearchDetail) -> list[str]:
-    """What the search came to, in words."""
+    """The result of the search, in words."""
     lines = [f"Warning: {warning}" for warning in detail.warnings]
     if recipe.exltune is not None and recipe.exltune.provenance.reference is not None:
         lines.append(f"{recipe.exltune.provenance.reference.told}.")
@@ -89,7 +89,8 @@ def search_lines(recipe: Recipe, detail: SearchDetail) -> list[str]:
         allowed = ", ".join(f"{name} {bpw:.3f}" for name, bpw in made.budget.limits.items())
         lines.append(f"{made.budget.binding} binds (bpw that each limit allows: {allowed}).")
     lines += [
-        f"{point.bpw:.3f} bpw: KL {_kld(point.selection_kld, point.selection_kld_se)} by {point.winner}, {point.recipe}"
+        f"{point.bpw:.3f} bpw: KL(ref‖mix) {_kld(point.selection_kld, point.selection_kld_se)} "
+        f"by {point.winner}, {point.recipe}"
         for point in detail.front
     ]
     return lines
@@ -107,7 +108,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
         f"The tuned mix came from {source}: {format_size(verdict.tuned.size_bytes)}, {verdict.tuned.bpw:.3f} bpw "
         f"(uniform strategy: {format_size(verdict.uniform.size_bytes)}, {verdict.uniform.bpw:.3f} bpw{excess}).",
         f"KL(ref‖uniform) - KL(ref‖tuned) = {verdict.difference:.4f} nats/token, 95 % interval {low:.4f} to {high:.4f}:"
-        f" {outcome} uniform, {100 * share:.1f} % less KL.",
+        f" {outcome} uniform, {100 * share:.1f} % less KL(ref‖quant).",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the tune and the demo show."""
+"""The output of the tune and the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_tune(result: TuneResult, out: Path, json: bool) -> None:
-    """What a tune came to, as tables or JSON."""
+    """The result of a tune, as tables or JSON."""
     from exltune.cli.tables import evaluation_table, standings_table, verdict_lines
     from exltune.pipeline.tune import evaluation_of
 

@@ -28,4 +28,4 @@ def _parsed(line: bytes, where: str) -> object:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise DataError(f"it is no JSON ({error})", where=where, fix="Write one JSON object on each line") from error
+        raise DataError(f"it is not JSON ({error})", where=where, fix="Write one JSON object on each line") from error

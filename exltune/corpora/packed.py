@@ -79,7 +79,9 @@ def _read(path: Path) -> tuple[dict[str, IntArray], dict[str, str]]:
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CorruptFileError(
-            f"it is no safetensors file, or a damaged one ({error})", where=str(path), fix="Write or download it again"
+            f"it is not a safetensors file, or a damaged one ({error})",
+            where=str(path),
+            fix="Write or download it again",
         ) from error
     except (TypeError, ValueError) as error:
         raise DataError(

@@ -44,7 +44,7 @@ def _read(path: Path) -> Any:
             return file.read(columns=columns)
     except (pyarrow.ArrowException, OSError) as error:
         raise CorruptFileError(
-            f"it is no parquet file, or a damaged one ({error})", where=str(path), fix="Download it again"
+            f"it is not a parquet file, or a damaged one ({error})", where=str(path), fix="Download it again"
         ) from error
 
 

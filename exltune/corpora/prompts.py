@@ -83,7 +83,7 @@ def _from_json(line: str, where: str) -> Prompt:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"it is no JSON ({error})", where=where, fix="Write one JSON object on each line") from error
+        raise DataError(f"it is not JSON ({error})", where=where, fix="Write one JSON object on each line") from error
     asked = row.get(_PROMPT) if isinstance(row, dict) else None
     if isinstance(asked, str) and asked.strip():
         return _from_text(asked, where)

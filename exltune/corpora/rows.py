@@ -43,7 +43,7 @@ class RowSample:
 def check_row(row: object, where: str) -> bool:
     """Whether a row holds anything. Raises: DataError naming the row and the field that is wrong."""
     if not isinstance(row, dict):
-        raise DataError("it is no object", where=where, fix='Write {"messages": [...]} or {"text": "..."}')
+        raise DataError("it is not an object", where=where, fix='Write {"messages": [...]} or {"text": "..."}')
     if row.get(MESSAGES) is not None:
         check_messages(row[MESSAGES], where)
         _check_extras(row, where)
@@ -76,7 +76,9 @@ def _is_unicode(text: str) -> bool:
 def check_messages(messages: object, where: str) -> None:
     """Check that messages are a chat. Raises: DataError naming the row and the message."""
     if not isinstance(messages, list) or not messages:
-        raise DataError("its messages are no list, or an empty one", where=where, fix="List role and content of each")
+        raise DataError(
+            "its messages are not a list, or the list is empty", where=where, fix="List role and content of each"
+        )
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise DataError(
@@ -91,6 +93,6 @@ def check_messages(messages: object, where: str) -> None:
 
 
 def _check_extras(row: Row, where: str) -> None:
-    for name, kind, word in ((TOOLS, list, "list"), (OPTIONS, dict, "object")):
+    for name, kind, word in ((TOOLS, list, "a list"), (OPTIONS, dict, "an object")):
         if row.get(name) is not None and not isinstance(row[name], kind):
-            raise DataError(f"its {name} are no {word}", where=where, fix=f"Write a {word}, or leave {name} out")
+            raise DataError(f"its {name} are not {word}", where=where, fix=f"Write {word}, or leave {name} out")

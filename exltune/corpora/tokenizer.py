@@ -98,4 +98,4 @@ def load_tokenizer(tokenizer_dir: Path | str) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
-        raise CorruptFileError(f"it is no tokenizer ({error})", where=str(path), fix="Download it again") from error
+        raise CorruptFileError(f"it is not a tokenizer ({error})", where=str(path), fix="Download it again") from error

@@ -216,7 +216,7 @@ def runs_on_cpu(name: str) -> bool:
 
 
 def auto_engine() -> tuple[str, str | None]:
-    """The engine that "auto" stands for on this machine, and why it is no faster one."""
+    """The engine that "auto" stands for on this machine, and why not a faster one."""
     reason = import_module("exltune.engines.exllamav3.runtime").why_not()
     return ("exllamav3", None) if reason is None else ("reference", f"not exllamav3: {reason}")
 

@@ -26,7 +26,7 @@ class ScoreTask:
 
     @property
     def passes(self) -> int:
-        """What it costs, in passes over one row, were no prefixes shared."""
+        """Cost in passes over one row, if no prefixes were shared."""
         return len(self.mixes) * len(self.rows)
 
 

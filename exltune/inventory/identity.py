@@ -108,7 +108,7 @@ def _check_configs(model: Path, quant: Path) -> None:
 
 def _mismatch(quant: Path, model: Path, what: str) -> QuantMismatchError:
     return QuantMismatchError(
-        f"it is no complete quant of {model}: {what}",
+        f"it is not a complete quant of {model}: {what}",
         where=str(quant),
         fix="Quantize this model again, or name the model that the quant was made from",
     )

@@ -39,7 +39,7 @@ def load_inventory(model_dir: str | Path, *, planning: bool = False) -> Inventor
 
 
 def load_unquantized(model_dir: str | Path) -> Inventory:
-    """The inventory of a model directory that is no EXL3 quant. Raises: as load_inventory."""
+    """The inventory of a model directory that is not an EXL3 quant. Raises: as load_inventory."""
     inventory, files = _load(Path(model_dir))
     if is_exl3(files):
         raise NotAModelError(

@@ -40,7 +40,7 @@ class ConfigReader:
         """A list of `length` known words. Raises: NotAModelError."""
         found = self.config.get(key)
         if not isinstance(found, list) or len(found) != length:
-            raise self.error(f"{key} is no list of {length} entries, one for each layer")
+            raise self.error(f"{key} is not a list of {length} entries, one for each layer")
         for entry in found:
             if not isinstance(entry, str) or entry not in known:
                 raise self.error(f"{key} holds {entry!r} where one of {', '.join(known)} is needed")

@@ -1,4 +1,4 @@
-"""Python arguments, checked one by one: an error names the argument, what it was, and what is wanted."""
+"""Python arguments, checked one by one: an error names the argument, its value, and the value that is wanted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOWN_CHARACTERS = 60
 
 
 def wrong(name: str, value: object, wanted: str) -> UsageError:
-    """What to raise for an argument of a wrong type or value."""
+    """The error for an argument of a wrong type or value."""
     shown = repr(value)
     shown = shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}..."
     return UsageError(f"`{name}` is {shown} ({type(value).__name__})", fix=f"Give {wanted}")

@@ -1,4 +1,4 @@
-"""What a quant must fit, from plain arguments."""
+"""Limits of a quant, from plain arguments."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Built(os.PathLike[str]):
         size_bytes: Bytes of linears and head.
         bpw: Bits per weight of all linears but the head, as exllamav3 counts them.
         head_bpw: The same of the head.
-        recipe: What it was built from.
+        recipe: Its recipe.
     """
 
     path: Path
@@ -59,7 +59,7 @@ def build(
     """Build the mixed EXL3 model of a recipe: from base quants, bit for bit, or quantized anew from the model.
 
     Args:
-        recipe: What `optimize` gave, or a file of a recipe, exllamav3's own too.
+        recipe: A recipe of `optimize`, or a recipe file, exllamav3's own too.
         out: Directory of the model.
         quants: Folder of the base quants to take from.
         model: The unquantized model: for linears that stay at 16 bits, and for `requantize`.
@@ -89,7 +89,7 @@ def build(
     force = arguments.flag("force", force)
     arguments.refuse_unknown(more, SessionArguments.__optional_keys__, "build")
     if session is not None and not isinstance(session, Session):
-        raise arguments.wrong("session", session, "what open_session gave")
+        raise arguments.wrong("session", session, "a session of open_session")
     if session is not None:
         refuse_beside_session({name: one for name, one in (("quants", quants), ("model", model)) if one is not None})
     if arguments.flag("requantize", requantize):

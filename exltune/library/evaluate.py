@@ -21,7 +21,7 @@ def evaluate(
     force: bool = False,
     **more: Unpack[SessionArguments],
 ) -> EvaluationTable:
-    """Compare finished quants with the model on held-out text: KL both ways, perplexity, top-k agreement.
+    """Compare finished quants with the model on held-out text: KL(ref‖quant), KL(quant‖ref), perplexity, top-k.
 
     Args:
         model: The reference's directory, or a session on it.

@@ -26,7 +26,7 @@ def measure(
     force: bool = False,
     **more: Unpack[SessionArguments],
 ) -> Measurement:
-    """Measure what each group's bits do to the model's output: KL(reference‖mix) in nats/token of single swaps.
+    """Measure the effect of each group's bits on the model's output: KL(reference‖mix) in nats/token of single swaps.
 
     Scores are kept in `store`: a call that was killed is taken up by the same call.
 

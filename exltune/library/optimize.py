@@ -32,7 +32,7 @@ from exltune.search.space.space import SpaceOptions
 
 
 class OptimizeArguments(BudgetArguments, EngineArguments, total=False):
-    """What a mix must fit, and what computes."""
+    """The limits of a mix, and the engine."""
 
 
 def optimize(
@@ -60,7 +60,7 @@ def optimize(
     base quants are not at hand the best prediction wins, and nothing is scored.
 
     Args:
-        measurement: What `measure` gave, or its file.
+        measurement: The result of `measure`, or its file.
         head_bits: Bits of the head, or "auto" for the search to choose them; the measurement's if not given.
         floors: Rules (names or files) that no mix may fall below.
         rules: Your own rules (files) as one more method each.
@@ -72,11 +72,11 @@ def optimize(
         model: The model's directory, if it moved since it was measured.
         quants: The folder of base quants, if they moved.
         data: The texts, if they moved.
-        session: A session on what was measured, instead of these three and of engine, store and progress.
+        session: A session on the measured model, instead of these three and of engine, store and progress.
         out: YAML file to write the recipe to; none if not given.
         force: Whether `out` may be replaced.
         **more: The budget (`target_bpw`, `size`, `vram`, `gpus`, `ram`, `context`, `cache`, `chunk`, `slots`,
-            `tensor_parallel`, `offload_layers`: BudgetArguments), and what computes (`engine`, `devices`, `max_ram`,
+            `tensor_parallel`, `offload_layers`: BudgetArguments), and the engine (`engine`, `devices`, `max_ram`,
             `max_vram`, `ray`, `ray_cpus`, `store`, `progress`: EngineArguments).
 
     Returns:
@@ -133,7 +133,7 @@ def search_options(
 def _session(
     session: object, measured: Measurement, moved: Mapping[str, Any], given: Mapping[str, Any], out: Path | None
 ) -> Iterator[Session]:
-    """The session that was given, or one on what was measured for this call alone."""
+    """The session that was given, or one on the measured model for this call alone."""
     if isinstance(session, Session):
         beside = {name: value for name, value in moved.items() if value is not None}
         opened_with = {name: value for name, value in given.items() if name in EngineArguments.__optional_keys__}
@@ -141,7 +141,7 @@ def _session(
         yield session
         return
     if session is not None:
-        raise arguments.wrong("session", session, "what open_session gave")
+        raise arguments.wrong("session", session, "a session of open_session")
     with session_of(
         measured,
         model=optional(arguments.path, "model", moved["model"]),

@@ -22,7 +22,7 @@ def plan(
     readings: PathArgument | None = None,
     **budget: Unpack[BudgetArguments],
 ) -> Plan:
-    """Say what fits: weights, KV cache and overheads on your GPUs. No weights are read where a config is given.
+    """Check the fit of weights, KV cache and overheads on your GPUs. No weights are read where a config is given.
 
     Args:
         source: Model or EXL3 directory, a recipe (.yaml) or a config (.json).
@@ -34,7 +34,7 @@ def plan(
             `offload_layers` (BudgetArguments).
 
     Returns:
-        The plan: whether it fits, what binds, what would help.
+        The plan: whether it fits, the binding limit, remedies.
 
     Raises:
         UsageError: An argument is of a wrong type or value, or contradicts another.

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from exltune.engines.base import Progress
 
-#: Called as (stage, done, total, what): the stage's name, steps that are done of all, and what is worked on.
+#: Called as (stage, done, total, what): the stage's name, steps that are done of all, and the work in progress.
 ProgressCallback: TypeAlias = Callable[[str, int, int, str], object]
 
 _LOG = logging.getLogger("exltune")
@@ -20,7 +20,7 @@ _LOG.addHandler(logging.NullHandler())
 class CallbackReporter:
     """Stages go to a callback (to nobody without one), remarks to the logger "exltune" at level INFO.
 
-    The callback runs in the thread that computes: what it raises ends the work, which the same call takes up again.
+    The callback runs in the thread that computes: its exception ends the work, which the same call takes up again.
     """
 
     def __init__(self, callback: ProgressCallback | None = None) -> None:

@@ -31,7 +31,7 @@ def quantize(
 ) -> tuple[Path, ...]:
     """Make base quants: one EXL3 directory for each bit width, e.g. `out/3bpw_H6`.
 
-    What is there already is kept; a call that was killed is taken up by the same call.
+    Finished quants are kept; a call that was killed is taken up by the same call.
 
     Args:
         model: The unquantized model's directory, or a session on it.

@@ -1,4 +1,4 @@
-"""Sessions from plain arguments: what all functions that score or quantize take."""
+"""Sessions from plain arguments, for all functions that score or quantize."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exltune.store.names import SCORES
 
 
 class EngineArguments(TypedDict, total=False):
-    """What computes, where scores are kept, and who is told of the progress.
+    """The engine, the store of scores, and the callback of progress.
 
     Attributes:
         engine: "auto", "reference" (CPU), "exllamav3" (CUDA), or one of another distribution.
@@ -109,7 +109,7 @@ def session_on(
 ) -> Iterator[Session]:
     """The session that was given in place of a model, or one for this call alone.
 
-    given: SessionArguments. argument: the name of what `model` was given as. Raises: UsageError, TypeError.
+    given: SessionArguments. argument: the name under which `model` was given. Raises: UsageError, TypeError.
     """
     arguments.refuse_unknown(given, SessionArguments.__optional_keys__, function)
     if isinstance(model, Session):
@@ -135,7 +135,7 @@ def made(model: Path, given: Mapping[str, Any], *, quants: Path | None = None, o
 
 
 def engine_options(given: Mapping[str, Any]) -> EngineOptions:
-    """The engine, what it may take, and the cluster. Raises: UsageError."""
+    """The engine, its resources, and the cluster. Raises: UsageError."""
     devices = given.get("devices", ())
     if isinstance(devices, (str, bytes)) or not isinstance(devices, Sequence):
         raise arguments.wrong("devices", devices, "a list of numbers of CUDA devices, such as [0, 1]")
@@ -164,7 +164,7 @@ def reporter_of(given: Mapping[str, Any]) -> CallbackReporter:
 
 
 def refuse_beside_session(given: Mapping[str, object]) -> None:
-    """Raises: UsageError for what the session has decided already."""
+    """Raises: UsageError for arguments that the session has already."""
     for name in given:
         raise UsageError(f"`{name}` is given beside a session, which has its own", fix="Give it to open_session")
 

@@ -18,7 +18,7 @@ _COLUMNS = ("Quant", "Size", "bpw", "KL(ref‖quant)", "KL(quant‖ref)", "Perpl
 
 @dataclass(frozen=True)
 class EvaluationTable(Sequence[EvaluationRow]):
-    """Quants on held-out text, a row each; KL in nats/token with standard errors over rows of tokens.
+    """Quants on held-out text, a row each; both KL in nats/token with standard errors over rows of tokens.
 
     Attributes:
         record: The whole evaluation, with its provenance.
@@ -49,7 +49,7 @@ class EvaluationTable(Sequence[EvaluationRow]):
         return pandas.DataFrame([row.model_dump() for row in self.record.rows]).set_index("name")
 
     def to_markdown(self) -> str:
-        """A Markdown table of what one looks at first."""
+        """A Markdown table of the main columns."""
         lines = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1)), *map(_cells, self.record.rows)]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

@@ -17,13 +17,13 @@ from exltune.schema.tokens import BUNDLED, DataOptions, DataSource, Texts
 DataArgument: TypeAlias = (
     PathArgument | Sequence[PathArgument] | Mapping[str, PathArgument | Sequence[PathArgument]] | DataOptions
 )
-#: What goes with texts: keywords that DataOptions has too.
+#: Settings of texts: keywords that DataOptions has too.
 SETTINGS = ("rows", "row_length", "seed", "weights", "samples", "sample_tokens")
 _WANTED = 'a path, a list of paths, {"domain": path}, or DataOptions'
 
 
 def data_options(data: object, settings: Mapping[str, Any]) -> DataOptions:
-    """What token sets are dealt from: exllamav3's bundled texts where `data` is None.
+    """The texts of token sets: exllamav3's bundled texts where `data` is None.
 
     settings: those of SETTINGS that were given. Raises: UsageError.
     """

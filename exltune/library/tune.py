@@ -28,16 +28,16 @@ _LEVELS = range(5)
 
 
 class TuneArguments(BudgetArguments, SessionArguments, total=False):
-    """What a mix must fit, the texts, and what computes."""
+    """The limits of a mix, the texts, and the engine."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a tune came to.
+    """The result of a tune.
 
     Attributes:
         path: Directory of the tuned model.
-        recipe: What it was built from.
+        recipe: Its recipe.
         verdict: The tuned model against the uniform quant, on held-out text.
         table: Base quants, the uniform quant and the tuned model on held-out text.
     """
@@ -71,7 +71,7 @@ def tune(
         bits: Bit widths of the base quants; 2 to 8, half rates too where the codebook has them, if not given.
         head_bits: Bits of the heads: one for all, one for each of `bits`, or "auto" for 3 to 8 bits.
         codebook: "mul1", "mcg" or "3inst".
-        level: What is swapped, as of `measure`.
+        level: The parts that are swapped, as of `measure`.
         passes: Model passes over the search set that the search may spend.
         seconds: Bound of the search's time.
         **more: The budget, as of `optimize`; texts and engine, as `open_session` takes them.

@@ -44,7 +44,7 @@ def parse_budget(text: str | None) -> Budget:
     form = _FORM.fullmatch(text)
     if form is None or float(form["number"]) <= 0:
         raise UsageError(
-            f"{text!r} is no budget", fix="Give `budget` as passes (60), as hours (1.5h), or all for every swap"
+            f"{text!r} is not a budget", fix="Give `budget` as passes (60), as hours (1.5h), or all for every swap"
         )
     amount = float(form["number"])
     return Budget(hours=amount) if form["hours"] else Budget(passes=amount)

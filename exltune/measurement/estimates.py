@@ -1,4 +1,4 @@
-"""From the scores of swaps to the KL of every choice of every unit: as scored, or by the law of swaps."""
+"""From scores of swaps to the KL(reference‖mix) of every choice of every unit: as scored, or by the law of swaps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ScoredSwaps:
         self._scores, self._same = scores, same
 
     def kld(self, unit: SwapUnit, choice: Choice) -> Kld:
-        """KL of a swap as it was scored."""
+        """KL(reference‖mix) of a swap as it was scored."""
         if probe_name(unit.id, choice) in self._same:
             return _SAME
         score = self._scores[probe_name(unit.id, choice)]
@@ -80,7 +80,7 @@ class EstimatedSwaps:
         self._estimates: dict[str, Estimate] = {unit.id: self.law.estimate(self._place[unit.id]) for unit in units}
 
     def kld(self, unit: SwapUnit, choice: Choice) -> Kld:
-        """KL of a swap by the law, with the rows that were scored."""
+        """KL(reference‖mix) of a swap by the law, with the rows that were scored."""
         if probe_name(unit.id, choice) in self._same:
             return _SAME
         estimate, place = self._estimates[unit.id], unit.choices.index(choice)

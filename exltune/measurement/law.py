@@ -2,10 +2,10 @@
 
     KL(reference‖swap) = s² + b(n) * s,   s = s_u * r(K) / r(2),   b(n) = b_1 * n^kappa
 
-s is the size of the swap's error at the output. The smooth part of KL grows with its square. Each of the n routers
-that see the error sends some tokens to other experts, and their number grows with s itself: that part is linear. So a
-swap that no router sees, in a dense model or behind the last router, has KL ~ r², others look like r^1.2 to r^1.6.
-Everything is fitted in logs, as a Gaussian around the most probable parameters.
+s is the size of the swap's error at the output. The smooth part of KL(reference‖mix) grows with its square. Each of the
+n routers that see the error sends some tokens to other experts, and their number grows with s itself: that part is
+linear. So a swap that no router sees, in a dense model or behind the last router, has KL ~ r², others look like r^1.2
+to r^1.6. Everything is fitted in logs, as a Gaussian around the most probable parameters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Numbers that tell two models apart: KL both ways, likelihood of the next token, ordered top-k agreement.
+"""Numbers that tell two models apart: KL(ref‖quant), KL(quant‖ref), likelihood of the next token, ordered top-k.
 
 What compares logits is in `metrics.logits`, which alone needs torch.
 """

@@ -28,7 +28,7 @@ def score_from_rows(mix: str, sums: npt.NDArray[np.float64], positions: int) -> 
 def evaluation_row(
     score: Score, *, name: str, path: str | None, size_bytes: int, bpw: float, head_bpw: float
 ) -> EvaluationRow:
-    """The table row of a scored quant: means over rows, KL in nats/token with standard errors."""
+    """The table row of a scored quant: means over rows, both KL in nats/token with standard errors."""
     kl_quant_ref = mean_and_se(score.kl_mix_ref, score.positions)
     kl_ref_quant = mean_and_se(score.kl_ref_mix, score.positions)
     agreement: dict[str, Any] = {

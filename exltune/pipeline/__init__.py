@@ -1,1 +1,1 @@
-"""Where stages meet: each function runs one command, stores what it yields, and resumes after a kill."""
+"""Where stages meet: each function runs one command, stores its results, and resumes after a kill."""

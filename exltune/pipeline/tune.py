@@ -31,7 +31,7 @@ from exltune.store.names import EVALUATION, JOB, MEASUREMENT, MODEL, QUANTS, REC
 from exltune.store.records import read_recipe, read_record, write_record
 from exltune.store.stages import TUNE
 
-#: What the demo begins with, as the command line does where --bits is not given.
+#: Widths of the demo, as of the command line where --bits is not given.
 WIDE = QuantizeOptions(WIDE_WIDTHS, (3, 4, 5, 6, 6, 6, 6, 8))
 
 
@@ -48,7 +48,7 @@ def tune(
 
     session: on the model and its texts; quants and scores lie in `out`, whatever it says of them.
     Raises: BudgetError before any work for an impossible budget, OutputExistsError for a directory that holds
-    something else, and what the stages raise.
+    something else, and all that the stages raise.
     """
     search = search or OptimizeOptions()
     settings.check()

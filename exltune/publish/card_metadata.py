@@ -95,7 +95,7 @@ def check_repo_id(repo_id: str, field: str) -> str:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UsageError(f"{field} {repo_id!r} is no name on the Hub", fix="Write OWNER/NAME") from error
+        raise UsageError(f"{field} {repo_id!r} is not a name on the Hub", fix="Write OWNER/NAME") from error
     if repo_id.count("/") != 1:
         raise UsageError(f"{field} {repo_id!r} has no owner", fix=f"Write OWNER/{repo_id}")
     return repo_id

@@ -26,7 +26,7 @@ def render_card(card: Card) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        # Markdown is no HTML; what a user can write into a card is the card's author's own.
+        # Markdown is not HTML; what a user can write into a card is the card's author's own.
         autoescape=False,
     )
     environment.filters |= {"size": size, "fixed": fixed, "count": count}

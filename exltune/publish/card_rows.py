@@ -37,7 +37,7 @@ def check_comparable(evaluations: Sequence[tuple[Path, Evaluation]]) -> None:
         ours, theirs = first.provenance, other.provenance
         if ours.model_sha256 != theirs.model_sha256:
             raise QuantMismatchError(
-                f"its KL is against another model, {_reference(theirs)}, than that of {first_file}, {_reference(ours)}",
+                f"its reference is another model, {_reference(theirs)}, than that of {first_file}, {_reference(ours)}",
                 where=str(file),
                 fix="Make a card for each, or evaluate all quants against one reference",
             )

@@ -28,7 +28,7 @@ def read_token(file: Path | None) -> str:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         # The content is never shown, whatever it is.
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise StorageError(f"the token cannot be read ({reason})", where=str(file), fix="Check `token_file`") from None
     if not token or any(not letter.isprintable() or letter.isspace() for letter in token):
         raise HubError("it holds no token", where=str(file), fix="Write the token alone into it")

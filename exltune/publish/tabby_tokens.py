@@ -55,7 +55,7 @@ def read_tokens(path: Path) -> Tokens:
     except OSError as error:
         raise DataError(f"it cannot be read ({error.strerror})", where=str(path), fix="Check the path") from None
     except (UnicodeDecodeError, yaml.YAMLError):
-        raise _no_tokens(path, "it is no YAML") from None
+        raise _no_tokens(path, "it is not YAML") from None
     try:
         return Tokens.model_validate(content)
     except ValidationError as error:
@@ -78,7 +78,7 @@ def read_key_file(path: Path) -> SecretStr:
 
 
 def _no_tokens(path: Path, why: str) -> DataError:
-    return DataError(f"these are no TabbyAPI tokens: {why}", where=str(path), fix="It needs api_key and admin_key")
+    return DataError(f"these are not TabbyAPI tokens: {why}", where=str(path), fix="It needs api_key and admin_key")
 
 
 def _write(path: Path, content: object) -> None:

@@ -1,4 +1,4 @@
-"""KL against size: what a mix buys over one width for all."""
+"""KL(reference‖quant) by size: the gain of a mix over one width for all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ABOVE, _BELOW = (5, 4), (5, -11)
 def kl_against_size(rows: Sequence[CardRow]) -> bytes:
     """PNG: KL(reference‖quant) over GiB, log scale, with the uniform line, the tuned mixes and the front of all.
 
-    A reference that is a quant itself is left out: its KL is 0 by definition.
+    A reference that is a quant itself is left out: its KL(reference‖quant) is 0 by definition.
     """
     from matplotlib.figure import Figure
 

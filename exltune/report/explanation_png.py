@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DPI = 120
-#: Inches of one cell, of what stands around a panel, and of a panel beside the heat map.
+#: Inches of one cell, of the space around a panel, and of a panel beside the heat map.
 _CELL_WIDTH, _CELL_HEIGHT, _MARGIN = 0.62, 0.24, 1.6
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.8, 4.2
 #: From this many layers on rows are this high.
@@ -24,7 +24,7 @@ _ENOUGH = 2
 
 
 def explanation_png(explanation: Explanation) -> bytes:
-    """The heat map; beside it the front and predicted against measured KL, each where it is known."""
+    """The heat map; beside it the front and predicted against measured KL(reference‖mix), each where it is known."""
     from matplotlib.figure import Figure
 
     roles, rows = heat_map(explanation.groups)

@@ -1,4 +1,4 @@
-"""What a mix gives up where the two of a pair (k and v, gate and up) have different bits, in words."""
+"""The loss of a mix where the two of a pair (k and v, gate and up) have different bits, in words."""
 
 from __future__ import annotations
 

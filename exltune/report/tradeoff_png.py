@@ -1,4 +1,4 @@
-"""A trade as a picture: what a longer context costs, cache by cache."""
+"""A trade as a picture: the cost of a longer context, cache by cache."""
 
 from __future__ import annotations
 

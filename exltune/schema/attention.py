@@ -1,4 +1,4 @@
-"""What one decoder layer's attention keeps between tokens, as exllamav3 allocates it."""
+"""State of one decoder layer's attention between tokens, as exllamav3 allocates it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from exltune.schema.base import Record
 
 
 class CacheLayer(Record):
-    """What one decoder layer keeps; the unused fields of a kind are 0.
+    """State of one decoder layer; the unused fields of a kind are 0.
 
     `full`: k and v of every token, `kv_heads` x `head_dim` each (exllamav3 pads v to k's head_dim), also where a
     `window` is set that only masks. `mla`: one latent of `kv_lora_rank` (quantized at the k bits) and one fp16 key of

@@ -1,4 +1,4 @@
-"""What every record that crosses a stage has in common."""
+"""The base of every record that crosses a stage."""
 
 from __future__ import annotations
 

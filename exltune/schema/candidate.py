@@ -1,4 +1,4 @@
-"""A mix with its size: what methods propose, the search weighs, and a recipe holds."""
+"""A mix with its size: proposed by methods, weighed by the search, held by a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model card says: every number of the README comes from this record or from the files that it names."""
+"""The content of a model card: every number of the README comes from this record or from the files that it names."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class CardMemory(Record):
 class CardRow(Record):
     """One quant of the table. Sizes: `size_*` linears and head, `download_*` all files of the branch.
 
-    branch: its name on the Hub, None where there is no directory. KL in nats/token with half widths of the confidence
-    interval; top: percent of positions whose ordered first 1..5 tokens equal the reference's. contexts: tokens that
-    fit beside each of the card's memories; None where it does not fit. is_reference: KL is 0 by definition.
+    branch: its name on the Hub, None where there is no directory. Both KL in nats/token with half widths of the
+    confidence interval; top: percent of positions whose ordered first 1..5 tokens equal the reference's. contexts:
+    tokens that fit beside each of the card's memories; None where it does not fit. is_reference: both KL are 0 by
+    definition.
     """
 
     name: str
@@ -92,7 +93,7 @@ class CardText(Record):
 
 
 class CardServe(Record):
-    """What the example of serving is planned for: a branch on cards, with a context and cache bits."""
+    """The setting of the serving example: a branch on cards, with a context and cache bits."""
 
     branch: str
     gpus: str
@@ -140,7 +141,7 @@ class Card(Record):
 
 
 class CardResult(Record):
-    """What `exltune card` wrote: the page, the files beside it that it stands on, and the branches it shows."""
+    """The result of `exltune card`: the page, the files beside it that it stands on, and the branches it shows."""
 
     card: str
     files: tuple[str, ...]

@@ -45,7 +45,7 @@ class TaskRun(Record):
 
 
 class TaskRuns(Record):
-    """What `exltune tasks` writes. settings: what answers depend on beside the model, as the harness was given it."""
+    """The output of `exltune tasks`. settings: inputs of the answers beside the model, as the harness was given it."""
 
     schema_version: Literal[1] = 1
     endpoint: str
@@ -99,7 +99,7 @@ class TaskVerdict(Record):
 
 
 class CompareResult(Record):
-    """What `exltune compare` writes. outcome: that of KL(ref‖quant). bytes_difference: of the baseline's bytes."""
+    """The output of `exltune compare`. outcome: that of KL(ref‖quant). bytes_difference: of the baseline's bytes."""
 
     schema_version: Literal[1] = 1
     candidate: ScoredQuant

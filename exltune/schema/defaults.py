@@ -1,4 +1,4 @@
-"""What is taken where the user does not say; imports nothing, so that the command line can show it at once."""
+"""Defaults of the user's options; imports nothing, so that the command line can show it at once."""
 
 from __future__ import annotations
 

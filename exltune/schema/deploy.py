@@ -1,4 +1,4 @@
-"""What `exltune deploy` plans, writes and finds on a server."""
+"""Records of `exltune deploy`: the plan, the files and the server's answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DraftMode = Literal["model", "mtp", "ngram"]
 
 
 class DraftSettings(Record):
-    """Speculative decoding. directory: of the draft model, mode "model" alone. size_bytes: what the plan set aside.
+    """Speculative decoding. directory: of the draft model, mode "model" alone. size_bytes: set aside by the plan.
 
     size_bytes counts weights and an fp16 cache of the draft model or the MTP layer; n-grams take none.
     """
@@ -45,7 +45,7 @@ class TabbySettings(Record):
 class Deployment(Record):
     """A quant on TabbyAPI as planned. models_dir: absolute folder that holds the model's own, `model_name`.
 
-    notes: what the plan could not count or know.
+    notes: gaps of the plan.
     """
 
     schema_version: Literal[1] = 1
@@ -63,7 +63,7 @@ class Deployment(Record):
 
 
 class Served(Record):
-    """What a server answered after a load. cache_mode: as it keeps it ("fp16" for anything but k,v bits).
+    """A server's answer after a load. cache_mode: as it keeps it ("fp16" for anything but k,v bits).
 
     text: of the completion, its reasoning where the model said nothing else yet.
     """
@@ -79,7 +79,7 @@ class Served(Record):
 
 
 class DeployReport(Record):
-    """What `exltune deploy` did. files: written, absolute; kept_tokens: whether api_tokens.yml stayed as it was."""
+    """The result of `exltune deploy`. files: written, absolute; kept_tokens: whether api_tokens.yml was kept."""
 
     deployment: Deployment
     files: tuple[str, ...] = ()

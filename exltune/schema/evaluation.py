@@ -10,10 +10,10 @@ from exltune.schema.search import Standing
 
 
 class EvaluationRow(Record):
-    """One quant on held-out tokens; KL in nats/token, each with its standard error over rows.
+    """One quant on held-out tokens; both KL in nats/token, each with its standard error over rows.
 
     `path` is None for a mix that was scored from base quants and never written out. is_reference: it is the quant that
-    all are compared with, and its KL is 0 by definition.
+    all are compared with, and its KL(reference‖quant) is 0 by definition.
     """
 
     name: str
@@ -36,7 +36,7 @@ class EvaluationRow(Record):
 
 
 class Evaluation(Record):
-    """What `exltune evaluate` writes."""
+    """The output of `exltune evaluate`."""
 
     schema_version: Literal[1] = 1
     rows: tuple[EvaluationRow, ...]
@@ -53,7 +53,7 @@ class PairedDifference(Record):
 
 
 class MethodRow(Record):
-    """A mix that was tried: its bytes and its KL (nats/token) on the set it was scored on; None where unscored."""
+    """A mix that was tried: its bytes, and KL(reference‖mix) in nats/token on the set of its scores; None without."""
 
     name: str
     size_bytes: int

@@ -1,4 +1,4 @@
-"""What `exltune explain` says about a recipe; whatever is not known is empty or None."""
+"""The output of `exltune explain` about a recipe; unknown fields are empty or None."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Step(Record):
 
 
 class Change(Record):
-    """A group whose bits differ. size_bytes: what it takes here beyond what it takes there."""
+    """A group whose bits differ. size_bytes: bytes here beyond its bytes there."""
 
     id: str
     role: str
@@ -49,8 +49,9 @@ class Change(Record):
 class RuleComparison(Record):
     """The recipe beside the best hand rule.
 
-    judged_by: what made that rule the best one, "selection" or "search" for measured KL, "predicted" for a sum of
-    single swaps. kld_there, kld_here: by that measure, nats/token. bytes_added and bytes_saved: over all changes.
+    judged_by: the evidence that made that rule the best one, "selection" or "search" for measured KL(reference‖mix),
+    "predicted" for a sum of single swaps. kld_there, kld_here: by that measure, nats/token. bytes_added and
+    bytes_saved: over all changes.
     """
 
     name: str
@@ -75,10 +76,10 @@ class Prediction(Record):
 class Explanation(Record):
     """A recipe, explained.
 
-    widths: the bits that occur, ascending. cache: bits of the KV cache's k and v. left_bytes: what the budget of
-    target_bpw leaves unused. bought: steps from the lowest width to the chosen one, the most KL per byte first.
-    upgrades: steps to the next width that do not fit any more, in the same order. predictions: the recipe first.
-    notes: what could not be said, and what would let it be said.
+    widths: the bits that occur, ascending. cache: bits of the KV cache's k and v. left_bytes: bytes that the budget of
+    target_bpw leaves unused. bought: steps from the lowest width to the chosen one, the most KL(reference‖mix) per byte
+    first. upgrades: steps to the next width that do not fit any more, in the same order. predictions: the recipe first.
+    notes: gaps, and their remedies.
     """
 
     recipe: str

@@ -1,4 +1,4 @@
-"""What the model is asked when it writes its own data, and what came of it."""
+"""Prompts for a model that writes its own data, and their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user has and wants: GPUs, memory, context, cache bits; and the constants of a loaded model's overhead."""
+"""The user's hardware and wishes: GPUs, memory, context, cache bits; and the constants of a loaded model's overhead."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Use(Record):
 
 
 class Overheads(Record):
-    """What a card holds beside weights and cache, in bytes; each value's source stands in its description.
+    """Memory of a card beside weights and cache, in bytes; each value's source stands in its description.
 
     Source: exllamav3 1.6.5 at the file named. A reading of a real machine replaces any of them (`plan --calibrate`).
     """
@@ -86,9 +86,9 @@ class Overheads(Record):
 
 
 class Reading(Record):
-    """What one card of a real machine showed after a prefill, under the names of exllamav3's vram_accounting.
+    """Readings of one card of a real machine after a prefill, under the names of exllamav3's vram_accounting.
 
-    Sizes in bytes, or text with a unit. largest_transient: what a verbose autosplit load prints as the card's largest
+    Sizes in bytes, or text with a unit. largest_transient: printed by a verbose autosplit load as the card's largest
     measured transient, with the chunk that it was loaded with.
     """
 
@@ -101,7 +101,7 @@ class Reading(Record):
 
 
 class Readings(Record):
-    """A readings file: what cards showed, and constants that are known outright (a reserve of one's own)."""
+    """A readings file: readings of cards, and constants that are known outright (a reserve of one's own)."""
 
     readings: tuple[Reading, ...] = ()
     constants: dict[str, int | float | str] = Field(default_factory=dict)

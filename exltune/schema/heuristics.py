@@ -1,4 +1,4 @@
-"""Hand rules: what people who tune quants by hand have found, each with its source."""
+"""Hand rules: findings of people who tune quants by hand, each with its source."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Match(Record):
 
 
 class Rule(Record):
-    """What the matched groups should get; where several rules match, the later ones override field by field.
+    """The wishes for the matched groups; where several rules match, the later ones override field by field.
 
     extra_bits: bits above the level at which the rest of the model stands. bits: exactly that many. min_bits,
     max_bits: bounds. priority: the higher, the earlier a group is served. A width that does not exist among the base
-    quants is rounded down to one that does: 16 (unquantized) becomes the highest where the model itself is no choice.
+    quants is rounded down to one that does: 16 (unquantized) becomes the highest where it is not itself a choice.
     All of it yields when the budget is too small, or so large that nothing else is left to raise.
     """
 

@@ -1,4 +1,4 @@
-"""What a model is made of: its linears, their roles, and the groups that share one bit width."""
+"""The parts of a model: its linears, their roles, and the groups that share one bit width."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from exltune.schema.base import Record
 
-#: Roles that share a kernel where their bits are equal, and what such a pair is called at level l3.
+#: Roles that share a kernel where their bits are equal, and the name of such a pair at level l3.
 PAIRS: Mapping[str, str] = MappingProxyType(
     {
         **{"attn.k": "attn.kv", "attn.v": "attn.kv"},
@@ -20,7 +20,7 @@ PAIRS: Mapping[str, str] = MappingProxyType(
 
 
 class Role(StrEnum):
-    """What a group of linears does; what exllamav3 loads at one width only is one role.
+    """The function of a group of linears; linears that exllamav3 loads at one width only are one role.
 
     Gate and up of routed experts are: it refuses a layer where they differ, and experts of one projection that do. k
     and v, and gate and up of any other MLP, load at different widths.
@@ -90,8 +90,8 @@ class LinearSpec(Record):
 
 
 class Unit(Record):
-    """What takes one bit width together: a group (l4), a pair (l3, `3.attn.kv`), a layer's part (l2, `3.experts`), the
-    head, or half of the KV cache. What is measured, searched and shown of it are its subclasses.
+    """A part that takes one bit width: a group (l4), a pair (l3, `3.attn.kv`), a layer's part (l2, `3.experts`), the
+    head, or half of the KV cache. Its subclasses hold its measured, searched and shown numbers.
 
     members: keys of a mix, ids of groups for all but the cache. numel: weights; 0 for the cache.
     """

@@ -21,7 +21,7 @@ class QuantRef(Record):
 
 
 class LegacyCandidate(Record):
-    """exllamav3's candidate: KL change in nats/token and bits added, upward from the lowest quant.
+    """exllamav3's candidate: change of KL(reference‖mix) in nats/token and bits added, upward from the lowest quant.
 
     `estimated` is true where the change was not scored as a swap on that base but derived from ours. dkld_ci95: 95 %
     interval of dkld where our swaps themselves are estimates.
@@ -44,11 +44,11 @@ class LegacyGroup(Record):
 class Probe(Record):
     """A swap: the group at `choice`, everything else at the base; absolute KL(reference‖mix), nats/token.
 
-    size_bytes: bytes of the group's tensors at that choice. kld_rows: (rows,) mean KL of each row that was scored, from
-    the first row of the search set on; empty where the swap was not scored. estimated: whether KL and its standard
-    error follow from the law of swaps, fitted to all that were scored, and not from these rows alone; kld_ci95_nats is
-    then its 95 % interval. of_reference: the reference is a quant, and these are its own weights: KL is 0 by
-    definition, was not scored, and does not say that these bits lose nothing.
+    size_bytes: bytes of the group's tensors at that choice. kld_rows: (rows,) mean KL(reference‖mix) of each row that
+    was scored, from the first row of the search set on; empty where the swap was not scored. estimated: whether KL and
+    its standard error follow from the law of swaps, fitted to all that were scored, and not from these rows alone;
+    kld_ci95_nats is then its 95 % interval. of_reference: the reference is a quant, and these are its own weights:
+    KL(reference‖mix) is 0 by definition, was not scored, and does not say that these bits lose nothing.
     """
 
     choice: str
@@ -79,9 +79,10 @@ class TensorSaliency(Record):
 
 
 class SwapLawFit(Record):
-    """The law behind estimated probes: KL = s² + b * s with b = router_b * n**router_kappa, n routers that see a swap.
+    """The law behind estimated probes: KL(reference‖mix) = s² + b * s, b = router_b * n**router_kappa.
 
-    router_b: in the square root of nats/token. swaps: how many were scored, on however many rows.
+    n: routers that see a swap. router_b: in the square root of nats/token. swaps: how many were scored, on however many
+    rows.
     """
 
     router_b: float
@@ -90,19 +91,19 @@ class SwapLawFit(Record):
 
 
 class MeasuredGroup(Unit):
-    """A unit and what each of its choices did."""
+    """A unit and the probes of its choices."""
 
     probes: tuple[Probe, ...]
 
 
 class MeasurementDetail(Record):
-    """What exltune stores beside exllamav3's fields.
+    """exltune's own block beside exllamav3's fields.
 
     base: the choice of all unprobed groups. quants: choice -> base quant directory, with their content hashes beside.
     heads: bits of the head in every base quant, by choice.
     wider: the head and the halves of the KV cache, swapped alone as groups are (size_bytes of the cache: 0, it depends
-    on the context). mixes: uniform base quants that were scored whole. law: what estimated probes come from, if any do.
-    tensors: at level 4, what each linear does to its own output.
+    on the context). mixes: uniform base quants that were scored whole. law: the source of estimated probes, if there
+    are any. tensors: at level 4, the effect of each linear on its own output.
     """
 
     schema_version: Literal[2] = 2

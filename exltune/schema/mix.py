@@ -10,7 +10,7 @@ from exltune.schema.base import Record
 #: name under which a quant directory was given to the engine (the evaluation of finished quants does that).
 Choice = str
 
-#: Bits of what is stored unquantized, weights and caches alike.
+#: Bits of unquantized tensors, weights and caches alike.
 UNQUANTIZED_BITS = 16
 
 #: The unquantized weights of the model itself.
@@ -23,7 +23,7 @@ CACHE_V = "cache.v"
 #: Widths that exllamav3's kernels of the quantized cache have.
 CACHE_BITS = (2, 3, 4, 5, 6, 7, 8)
 
-#: What CACHE_K and CACHE_V may be; REFERENCE is the unquantized cache and the same as no key at all.
+#: The choices of CACHE_K and CACHE_V; REFERENCE is the unquantized cache and the same as no key at all.
 CACHE_CHOICES: tuple[Choice, ...] = (*(str(bits) for bits in CACHE_BITS), REFERENCE)
 
 #: Choices of CACHE_K and CACHE_V.
@@ -69,7 +69,7 @@ class MixSize(Record):
     """Size of a mix as exllamav3's Model.get_storage_info counts it.
 
     size_bytes: all tensors of linears and head. bpw: 8 * bytes of all linears but the head, fp16 routers included,
-    over their weights. overhead_bytes: what of size_bytes is no weight payload (scales, markers, biases, routers).
+    over their weights. overhead_bytes: the part of size_bytes that is not weights (scales, markers, biases, routers).
     """
 
     size_bytes: int

@@ -1,4 +1,4 @@
-"""What a format buys: peers of other formats beside EXL3 on the same model, tokens and bytes."""
+"""Gains of a format: peers of other formats beside EXL3 on the same model, tokens and bytes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Peer(Record):
 
 
 class PeersResult(Record):
-    """What `exltune peers` writes. calibration_sha256: tokens that AWQ's scales come from."""
+    """The output of `exltune peers`. calibration_sha256: tokens that AWQ's scales come from."""
 
     schema_version: Literal[1] = 1
     base: tuple[EvaluationRow, ...]

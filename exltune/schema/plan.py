@@ -1,4 +1,4 @@
-"""What `exltune plan` answers."""
+"""The answer of `exltune plan`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Limit = Literal["gpus", "vram", "ram", "target_bpw", "size"]
 
 
 class GpuPlan(Record):
-    """One card. capacity = weights + kv + overhead + slack; a negative slack is what is missing.
+    """One card. capacity = weights + kv + overhead + slack; a negative slack is missing memory.
 
     layers: first and last decoder layer on it, None where it holds none. head: whether the output head is on it.
     """
@@ -38,7 +38,7 @@ class Remedy(Record):
 
 
 class Plan(Record):
-    """Whether weights, cache and overheads fit, and what would.
+    """Whether weights, cache and overheads fit, and the remedies.
 
     weights_bytes: linears and head, as exllamav3's get_storage_info counts them; disk_bytes: with embedding, norms and
     buffers, that is every tensor of the files. kv_bytes: cache at the asked context, states of sliding and linear
@@ -46,7 +46,7 @@ class Plan(Record):
     max_bpw: the largest average (exllamav3's bpw) that fits, its bits spread evenly; None where not even 1 bit does.
     max_context: the largest context that these weights leave room for, at most the model's own; None without a limit.
     fullest_bytes: weights and cache on the fullest card of the best contiguous split, before any overhead;
-    bare_slack_bytes: what that split leaves on it.
+    bare_slack_bytes: bytes that that split leaves on it.
     per_gpu: as exllamav3's autosplit fills the cards where it fits, else the split that overflows least.
     binding: the tightest limit, None where no limit was given. limits: limit -> largest bpw that it allows.
     """

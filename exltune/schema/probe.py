@@ -1,4 +1,4 @@
-"""What a stored probe depends on, by content."""
+"""The inputs of a stored probe, by content."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from exltune.schema.score import Score
 
 
 class ProbeContext(Record):
-    """What all probes of a measurement share: the model and the code that scores it.
+    """Shared by all probes of a measurement: the model and the code that scores it.
 
-    reference: what the model is where it is a quant itself: KL is then against it.
+    reference: the model, where it is a quant itself: KL(reference‖mix) is then against that quant.
 
     code: versions of the algorithms and libraries that the engine computes with.
     """
@@ -23,14 +23,14 @@ class ProbeContext(Record):
 
 
 class Swap(Record):
-    """What a group was swapped to: `sha256` of its tensors there, None where the choice says it all (KV cache)."""
+    """The swap of a group: `sha256` of its tensors there, None where the choice says it all (KV cache)."""
 
     choice: str
     sha256: str | None = None
 
 
 class ProbedMix(Record):
-    """A mix by what tells it from the reference: group (or head, cache.k, cache.v) -> swap. `name` is for people."""
+    """A mix by its difference from the reference: group (or head, cache.k, cache.v) -> swap. `name` is for people."""
 
     name: str
     swaps: dict[str, Swap]
@@ -51,7 +51,7 @@ class StoredProbe(Record):
 
 
 class StoredSet(Record):
-    """What a store holds of one context on one set of rows. choices: bits that groups were swapped to.
+    """Summary of the probes of one context on one set of rows. choices: bits that groups were swapped to.
 
     quants: how many different weights those were, the groups' of all quants together. first, last: UTC, ISO 8601.
     """
@@ -82,7 +82,7 @@ class ShownProbe(Record):
 
 
 class Merged(Record):
-    """What a merge did: probes that were new, and those that were there already with the same numbers."""
+    """The result of a merge: probes that were new, and those that were there already with the same numbers."""
 
     store: str
     added: int

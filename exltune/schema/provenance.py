@@ -8,7 +8,7 @@ from exltune.schema.base import TOLD, Record
 
 
 class ReferenceQuant(Record):
-    """An EXL3 quant that stands where the unquantized model would: KL is against it, and says nothing of its own error.
+    """An EXL3 quant that stands where the unquantized model would: KL(reference‖mix) says nothing of its own error.
 
     name: its directory's. bits: the fewest of its groups. weights_sha256: of the unquantized model that it was made
     from, None where nobody noted it.
@@ -22,14 +22,14 @@ class ReferenceQuant(Record):
 
     @property
     def told(self) -> str:
-        """What must be said wherever its numbers are shown."""
-        return f"KL is against {self.name}, an EXL3 quant of {self.bpw:.2f} bpw, not against the unquantized model"
+        """The remark wherever its numbers are shown."""
+        return f"The reference is {self.name}, an EXL3 quant of {self.bpw:.2f} bpw, not the unquantized model"
 
 
 class Provenance(Record):
     """Hashes and settings that a result depends on; `tokens_sha256` is None where no tokens were used.
 
-    model_path, model_sha256: the reference's. reference: what it is where it is a quant, None where it is unquantized.
+    model_path, model_sha256: the reference's. reference: its quant, None where it is unquantized.
     """
 
     exltune_version: Annotated[str, TOLD]

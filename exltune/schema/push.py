@@ -1,4 +1,4 @@
-"""What `exltune push` does or would do."""
+"""The changes of `exltune push`, made or planned."""
 
 from __future__ import annotations
 

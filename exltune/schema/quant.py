@@ -1,4 +1,4 @@
-"""What exltune notes beside the quants that it writes (exltune.json)."""
+"""exltune's notes beside the quants that it writes (exltune.json)."""
 
 from __future__ import annotations
 

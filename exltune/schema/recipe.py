@@ -10,7 +10,7 @@ from exltune.schema.search import Budget, SearchDetail
 
 
 class RecipeDetail(Record):
-    """What exltune adds and exllamav3 ignores. Predicted and measured KL are different fields, never mixed.
+    """exltune's block of a recipe, ignored by exllamav3. Predicted and measured KL(reference‖mix) are two fields.
 
     measured_kld_nats: on the selection set where the mix was scored. cache: bits of the KV cache that it was chosen
     with, such as "5,4"; None for fp16.

@@ -1,4 +1,4 @@
-"""What `exltune report` shows of a measurement; whatever is not known is None."""
+"""The numbers of `exltune report`; unknown ones are None."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ReportProbe(Record):
     """One swap. KL(reference‖mix) of the group at this width and all else at the base, nats/token.
 
     ci95: interval of the mean over rows, None for a single row. relative_error: r of the codec at these bits on
-    Gaussian tiles, None for the cache. law_kld: what the fitted law gives for it. kld_per_mib: kld_nats over the MiB
+    Gaussian tiles, None for the cache. law_kld: the fitted law's value for it. kld_per_mib: kld_nats over the MiB
     that the swap saves against fp16 weights, None where nothing is saved or the base is not the reference. estimated:
     not scored, but from the law of the measurement.
     """
@@ -29,7 +29,7 @@ class ReportProbe(Record):
 
     @property
     def over_law(self) -> float | None:
-        """Measured KL over the law's; None where either is not positive."""
+        """Measured KL(reference‖mix) over the law's; None where either is not positive."""
         known = self.law_kld is not None and self.law_kld > 0 and self.kld_nats > 0
         return self.kld_nats / self.law_kld if known and self.law_kld is not None else None
 
@@ -38,7 +38,7 @@ class ReportGroup(Unit):
     """A unit with its probes ascending in bits.
 
     row: its row of the heat map, the role or the part's name. scale, exponent: S in nats/token and p of the law
-    S * r^p of its swaps, with what the law gives for every measured width in law_klds; None for head and cache.
+    S * r^p of its swaps, with the law's value for every measured width in law_klds; None for head and cache.
     """
 
     row: str
@@ -49,7 +49,7 @@ class ReportGroup(Unit):
 
 
 class RoleLaw(Record):
-    """KL = S * r^p of one role's swaps: exponent p; scale: the median S of its groups in nats/token.
+    """KL(reference‖mix) = S * r^p of one role's swaps: exponent p; scale: the median S of its groups in nats/token.
 
     log_error: root mean square of log(measured KL / law) over its probes. mix_exponent: p of the law over whole mixes.
     """
@@ -63,11 +63,11 @@ class RoleLaw(Record):
 
 
 class WholeMix(Record):
-    """A mix that was scored whole beside what its parts say, KL(reference‖mix) in nats/token.
+    """A mix that was scored whole beside the sum of its parts, KL(reference‖mix) in nats/token.
 
     source: "uniform" for a base quant, "search" for a standing of the recipe's search. sum_of_parts: of the swaps of
-    its parts. by_gamma: (sum of part^(1/gamma))^gamma of the swaps; by_law: the same of what the law over whole mixes
-    gives for the parts. parts_by_law: parts without a probe, taken from the law of the swaps.
+    its parts. by_gamma: (sum of part^(1/gamma))^gamma of the swaps; by_law: the same of the values that the law over
+    whole mixes gives for the parts. parts_by_law: parts without a probe, taken from the law of the swaps.
     """
 
     name: str
@@ -83,8 +83,8 @@ class WholeMix(Record):
 class Report(Record):
     """All that the page shows.
 
-    widths: choices of the groups, ascending in bits. gamma: exponent from error energy to KL, None where it is unknown.
-    wider: the head and the halves of the cache. notes: what could not be said, and why.
+    widths: choices of the groups, ascending in bits. gamma: exponent from error energy to KL(reference‖mix), None where
+    it is unknown. wider: the head and the halves of the cache. notes: gaps, with the reasons.
     """
 
     measurement: str
@@ -109,7 +109,7 @@ class Report(Record):
 
 
 class ReportResult(Record):
-    """What `exltune report --json` prints: files written, and their content."""
+    """The output of `exltune report --json`: files written, and their content."""
 
     report: str
     report_bytes: int

@@ -1,4 +1,4 @@
-"""What scoring a mix yields: sums per row, so that two mixes can be compared paired on the same tokens."""
+"""The score of a mix: sums per row, so that two mixes can be compared paired on the same tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search did, for the recipe and for people: rounds, standings on fresh rows, and what was dropped."""
+"""The record of a search, for the recipe and for people: rounds, standings on fresh rows, and dropped mixes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exltune.schema.plan import Limit
 
 
 class Budget(Record):
-    """What the mix was to fit. binding: the limit that is tightest; limits: the bpw that each of them allows."""
+    """The budget of the mix. binding: the limit that is tightest; limits: the bpw that each of them allows."""
 
     binding: Limit
     limits: dict[str, float]
@@ -24,9 +24,9 @@ class Budget(Record):
 
 
 class ScoredMix(Record):
-    """A mix and what it scored on the first rows of the search set.
+    """A mix and its scores on the first rows of the search set.
 
-    kld_rows: (rows scored,) mean KL(reference‖mix) of each row, nats/token. source: what proposed it.
+    kld_rows: (rows scored,) mean KL(reference‖mix) of each row, nats/token. source: its proposer.
     """
 
     source: str
@@ -38,9 +38,10 @@ class ScoredMix(Record):
 class Round(Record):
     """One round of the loop.
 
-    passes: spent so far. sources: mixes scored, by what proposed them. rank_correlation (Spearman) and log_error
+    passes: spent so far. sources: mixes scored, by proposer. rank_correlation (Spearman) and log_error
     (standard deviation of log KL): of the law's predictions, made before the round's mixes were scored.
-    incumbent_kld: of the incumbent at every size, on the search set. gamma: the law's exponent from error energy to KL.
+    incumbent_kld: of the incumbent at every size, on the search set. gamma: the law's exponent from error energy to
+    KL(reference‖mix).
     """
 
     number: int
@@ -56,8 +57,9 @@ class Standing(Candidate):
     """How one method's candidate stands at the end.
 
     search_kld and selection_kld: measured mean KL(reference‖mix), nats/token, with standard errors; the selection set
-    is fresh rows that no fit has seen. margin: selection KL over the handed-over mix's, paired by row, with its 95 %
-    interval; positive means worse than the one handed over. eligible: within the budget and above the floors.
+    is fresh rows that no fit has seen. margin: selection KL(reference‖mix) over the handed-over mix's, paired by row,
+    with its 95 % interval; positive means worse than the one handed over. eligible: within the budget and above the
+    floors.
     """
 
     search_kld: float | None = None

@@ -12,7 +12,7 @@ from exltune.schema.defaults import DEFAULT_ROW_LENGTH, DEFAULT_ROWS
 
 
 class Split(StrEnum):
-    """What a token set may be used for (DESIGN.md section 8)."""
+    """The use of a token set (DESIGN.md section 8)."""
 
     CALIBRATION = "calibration"
     SEARCH = "search"
@@ -131,7 +131,7 @@ class ExpertUse(Record):
 
 
 class DataReport(Record):
-    """What the token sets of a model hold; experts is None for a dense model, and where it was not asked for."""
+    """The content of a model's token sets; experts is None for a dense model, and where it was not asked for."""
 
     model: str
     data: DataOptions

@@ -1,4 +1,4 @@
-"""What `exltune tradeoff` answers: context against cache bits against bpw, by prediction."""
+"""The answer of `exltune tradeoff`: context against cache bits against bpw, by prediction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class TradeoffRow(Record):
 
     bpw, head_bits, weights_bytes, predicted_kld: of the exact optimum by the measurement's law; weights_bytes counts
     linears and head, predicted_kld is KL(reference‖mix) in nats/token. kv_bytes: with states. None, with the reason,
-    where it does not fit. best: the least KL of all caches at this context, those without a row included.
+    where it does not fit. best: the least KL(reference‖mix) of all caches at this context, those without a row
+    included.
     """
 
     context: int
@@ -32,7 +33,7 @@ class TradeoffRow(Record):
 class Tradeoff(Record):
     """Rows by context, then by cache, largest cache first. Nothing here was measured on a mix.
 
-    reference: the quant that KL is against, where that is not the unquantized model.
+    reference: the quant in the unquantized model's place, if any.
     """
 
     architecture: str

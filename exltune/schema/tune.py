@@ -1,4 +1,4 @@
-"""What a tune's directory is for."""
+"""The job of a tune's directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from exltune.schema.base import Record
 
 
 class TuneJob(Record):
-    """What a tune directory is for; another job may not go on in it. budget: as options of the command line."""
+    """The job of a tune directory; another job may not go on in it. budget: as options of the command line."""
 
     schema_version: Literal[2] = 2
     model: str

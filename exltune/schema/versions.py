@@ -24,7 +24,7 @@ class Algorithm:
 
 
 _TABLE = (
-    # What a model is made of.
+    # The parts of a model.
     Algorithm("inventory", 1, ("inventory", "schema/inventory.py", "schema/attention.py", "schema/mix.py")),
     # EXL3 from bits to weights, and the quantized KV cache.
     Algorithm("format", 1, ("exl3",)),
@@ -43,24 +43,24 @@ _TABLE = (
         ),
     ),
     Algorithm("quantize", 1, ("quantization",)),
-    # Inputs of linears: Hessians, and what a tensor's saliency comes from.
+    # Inputs of linears: Hessians, and the source of a tensor's saliency.
     Algorithm("capture.reference", 1, ("engines/reference/capture.py", "engines/reference/observe.py")),
     Algorithm("capture.exllamav3", 1, ("engines/exllamav3/capture.py",)),
     # exllamav3's own conversion, as it is called here.
     Algorithm("convert.exllamav3", 1, ("engines/exllamav3/converter.py", "engines/exllamav3/converter_child.py")),
-    # What a mix scores.
+    # Scores of mixes.
     Algorithm("score.reference", 1, ("engines/reference",)),
     Algorithm("score.exllamav3", 1, ("engines/exllamav3",)),
     Algorithm("streaming", 1, ("engines/streaming",)),
     Algorithm("metrics", 1, ("metrics", "schema/score.py")),
     # From texts to four token sets.
     Algorithm("token-sets", 1, ("corpora", "schema/tokens.py")),
-    # What a model answers to prompts.
+    # A model's answers to prompts.
     Algorithm("generate", 1, ("engines/sampling.py", "publish/openai_client.py")),
-    # Which mixes a measurement scores, and what it makes of them.
+    # Which mixes a measurement scores, and its numbers of them.
     Algorithm("measure", 1, ("measurement",)),
     Algorithm("size", 1, ("budget/size.py", "budget/directory.py")),
-    # What cards and RAM hold: weights, cache, transients; limits and plans.
+    # Memory of cards and RAM: weights, cache, transients; limits and plans.
     Algorithm("memory", 1, ("budget", "schema/hardware.py")),
     Algorithm("law", 1, ("search/law",)),
     Algorithm("rules", 1, ("search/rules", "schema/heuristics.py")),

@@ -14,7 +14,7 @@ from exltune.schema.probe import ProbedMix, Swap
 class MixContent:
     """Tells what a mix is made of, by the content of every group's tensors; a directory is read when first needed.
 
-    reference: its directory where it is a quant, whose own weights are no swap in whatever directory they lie.
+    reference: its directory where it is a quant, whose own weights are not a swap in whatever directory they lie.
     """
 
     def __init__(self, inventory: Inventory, reference: Path | None = None) -> None:

@@ -37,7 +37,9 @@ class Database:
         self.name = self.url.render_as_string(hide_password=True) if self.file is None else str(self.file)
         if self.file is not None and self.file.is_dir():
             raise UsageError(
-                "a directory is no probe store", where=self.name, fix=f"Name a file, such as {self.file / 'scores.db'}"
+                "a directory is not a probe store",
+                where=self.name,
+                fix=f"Name a file, such as {self.file / 'scores.db'}",
             )
         if self.exists:
             with self.errors(), self._engine.connect() as connection:
@@ -165,7 +167,7 @@ def _parse(url: str | Path) -> URL:
         raise UsageError(f"{written!r} names no database ({error})", fix="For example `store` scores.db") from error
     if not known:
         raise UsageError(
-            f"{written!r} is no probe store: they are SQLite files and PostgreSQL databases",
+            f"{written!r} is not a probe store: they are SQLite files and PostgreSQL databases",
             fix="For example `store` scores.db, or `store` postgresql://user@host/database",
         )
     return parsed

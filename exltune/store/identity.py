@@ -32,7 +32,7 @@ def identity(stage: str, *, algorithms: Iterable[str], libraries: Iterable[str] 
 
     algorithms: names in exltune/schema/versions.py. libraries: distributions that compute there. inputs: plain values,
     records and dataclasses, each taken as a whole but for fields marked TOLD: a new field is part of it by itself.
-    Raises: KeyError for an unknown algorithm, TypeError for an input that is no plain value, such as a path.
+    Raises: KeyError for an unknown algorithm, TypeError for an input that is not a plain value, such as a path.
     """
     content = {
         "stage": stage,

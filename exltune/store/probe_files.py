@@ -110,4 +110,4 @@ def _context(line: dict[str, str]) -> ProbeContext:
 
 def _unreadable(path: Path, line: int, error: Exception) -> DataError:
     reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    return DataError(f"line {line} is no probe ({reason})", where=str(path), fix="Export it again")
+    return DataError(f"line {line} is not a probe ({reason})", where=str(path), fix="Export it again")

@@ -89,7 +89,7 @@ def _invalid(error: type[ExltuneError], path: Path, kind: type[Record], invalid:
 
 def _unreadable(error: type[ExltuneError], path: Path, kind: type[Record], field: str, reason: str) -> ExltuneError:
     return error(
-        f"it is no {format_of(kind).name} that this version of exltune reads: {field}: {reason}",
+        f"it is not a valid {format_of(kind).name} that this version of exltune reads: {field}: {reason}",
         where=str(path),
         fix="Mend that field, or make the file again",
     )

@@ -1,6 +1,7 @@
 """Models whose KL(reference‖mix) is a known law, and measurements of them: what searches and samplers are tried on.
 
-KL = (sum of z)^gamma plus what pairs of units do to each other, times the difficulty of each row, plus noise.
+KL(reference‖mix) = (sum of z)^gamma plus what pairs of units do to each other, times the difficulty of each row, plus
+noise.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Law:
         return float(max(energy, 1e-12) ** self.gamma)
 
     def rows(self, choices: Mapping[str, str], rows: Sequence[int]) -> npt.NDArray[np.float64]:
-        """KL of the given rows."""
+        """KL(reference‖mix) of the given rows."""
         found = []
         for row in rows:
             content = [f"{key}={choice}" for key, choice in sorted(choices.items()) if choice != REFERENCE]

@@ -10,7 +10,7 @@
         def row(self) -> SamplerRow:
             return ANNEALING
 
-It turns the knobs of a search over a made-up model, whose KL is a known law.
+It turns the knobs of a search over a made-up model, whose KL(reference‖mix) is a known law.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SamplerContract:
 
     @pytest.fixture
     def law(self) -> Law:
-        """The KL of every mix."""
+        """KL(reference‖mix) of every mix."""
         return random_law()
 
     @pytest.fixture

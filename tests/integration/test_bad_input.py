@@ -119,7 +119,7 @@ def test_options_that_do_not_exist(moe_model, quants, measurement, data, tmp_pat
     for command in (quantize, tune):
         fail(2, "9 bits", here=tmp_path, arguments=(*command, "--bits", "2,9"))
         fail(2, "2.5 bits", "mul1", here=tmp_path, arguments=(*command, "--bits", "2.5,4", "--codebook", "mcg"))
-        fail(2, "no list", here=tmp_path, arguments=(*command, "--bits", "two"))
+        fail(2, "is not a list", here=tmp_path, arguments=(*command, "--bits", "two"))
         fail(2, "no numbers", here=tmp_path, arguments=(*command, "--bits", ","))
         fail(2, "nan or inf", here=tmp_path, arguments=(*command, "--head-bits", "nan"))
     for command in (measure, tune):

@@ -142,7 +142,7 @@ def test_tasks_need_somebody_to_ask(against, quants, tmp_path):
     fail(2, "nobody to ask", here=tmp_path, arguments=against(quant, quant, "--tasks", "sums"))
     fail(2, "no tasks are named", here=tmp_path, arguments=against(quant, quant, "--candidate-endpoint", url))
     asked = ("tasks", "sums.json", "--tasks", "sums", "--out", tmp_path / "answers.json")
-    fail(2, "'sums.json' is no http address", here=tmp_path, arguments=asked)
+    fail(2, "'sums.json' is not an http address", here=tmp_path, arguments=asked)
     fail(7, "absent.json", here=tmp_path, arguments=against(quant, quant, "--baseline-endpoint", "absent.json"))
     both = ("--candidate-endpoint", url, "--baseline-endpoint", url)
     fail(2, "the same server", here=tmp_path, arguments=against(quant, quant, "--tasks", "sums", *both))

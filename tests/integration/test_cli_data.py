@@ -138,9 +138,9 @@ def test_bad_data_has_one_message_and_its_exit_code(talk: Path, tmp_path: Path) 
         fail(code, *words, here=tmp_path, arguments=arguments)
 
     bad = write_jsonl(tmp_path / "bad.jsonl", [*chats(3), '{"messages": ['])
-    refuse(7, f"{bad}, line 4", "no JSON", data=bad)
+    refuse(7, f"{bad}, line 4", "is not JSON", data=bad)
     refuse(7, "no domain 'code'", "talk", data=talk, more=("--weights", "code=2"))
-    for weights, words in (("talk=0", "is 0"), ("talk=-2", "is -2"), ("talk=x", "no number"), ("talk", "no domain")):
+    for weights, words in (("talk=0", "is 0"), ("talk=-2", "is -2"), ("talk=x", "not a number"), ("talk", "no domain")):
         refuse(2, words, data=talk, more=("--weights", weights))
     refuse(7, "tokens", "4000 rows of 64 tokens needed", data=talk, more=("--rows", "4000"))
     few = write_jsonl(tmp_path / "few.jsonl", [{"text": "few words"}])

@@ -239,7 +239,7 @@ def test_a_server_of_another_kind(chat_model: Path, prompts: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", ("no JSON",)),
+        ("{", ("is not JSON",)),
         ('{"question": "x"}', ("neither messages nor text", "question")),
         ('{"text": ""}', ("empty",)),
         ('{"prompt": []}', ("empty",)),

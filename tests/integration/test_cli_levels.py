@@ -72,6 +72,6 @@ def test_hours_are_turned_into_passes(moe_model: Path, quants: Path, data: list[
 def test_bad_budgets(moe_model: Path, quants: Path, data: list[str], tmp_path: Path) -> None:
     out = tmp_path / "m.json"
     command = ("measure", moe_model, "--quants", quants, "--out", out, *data)
-    fail(2, "much", "no budget", "1.5h", here=tmp_path, arguments=(*command, "--budget", "much"))
+    fail(2, "much", "is not a budget", "1.5h", here=tmp_path, arguments=(*command, "--budget", "much"))
     fail(2, "0.1 passes", "rows", "--budget", here=tmp_path, arguments=(*command, "--budget", "0.1"))
     assert not out.exists()

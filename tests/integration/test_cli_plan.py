@@ -188,7 +188,7 @@ def test_bad_sources(tmp_path: Path, exl3_dir: Callable[..., Path]) -> None:
     check(10, ("nothing: there is no such path", "config.json"), "plan", tmp_path / "nothing")
     check(10, ("nothing.json: there is no such path",), "plan", tmp_path / "nothing.json")
     (tmp_path / "notes.txt").write_text("")
-    check(10, ("notes.txt: it is no directory, recipe (.yaml) or config (.json)",), "plan", tmp_path / "notes.txt")
+    check(10, ("notes.txt: it is not a directory, recipe (.yaml) or config (.json)",), "plan", tmp_path / "notes.txt")
     check(10, ("no config.json",), "plan", tmp_path)
     check(5, ("cannot be read",), "plan", tmp_path / "nothing.yaml")
     (tmp_path / "torn.json").write_text('{"architectures": [')

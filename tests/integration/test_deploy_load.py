@@ -183,7 +183,7 @@ def test_what_a_server_echoes_is_hidden(tabby: Tabby, out: Path) -> None:
 
 def test_a_missing_model_leaves_the_loaded_one(tabby: Tabby, out: Path, quant: Path) -> None:
     tabby.loaded = {"path": quant.parent / "other"}
-    refused(tabby, out, "no model elsewhere", "glm-3bpw, other", "still is", more=("--model-name", "elsewhere"))
+    refused(tabby, out, "no model elsewhere", "glm-3bpw, other", "is still loaded", more=("--model-name", "elsewhere"))
     assert tabby.loaded is not None
     # Deeper folders are not listed, so the load itself tells.
     refused(tabby, out, "400", "Could not find the model path", more=("--model-name", "other/deep"))

@@ -89,4 +89,4 @@ def test_a_mix_is_passed_over_with_a_word(
     downloaded(quants / "2bpw_H6", tmp_path / "2bpw")
     (found,) = find_base_quants(tmp_path, moe_model)
     assert found.bits == 2.0
-    assert "3bpw-hq is passed over: a mix of 3, 4 bits is no base quant" in caplog.text
+    assert "3bpw-hq is passed over: a mix of 3, 4 bits is not a base quant" in caplog.text

@@ -8,7 +8,7 @@ import yaml
 from command_line import exltune, fail, succeed
 
 ALL = ("--budget", "all")
-AGAINST = "KL is against 4bpw_H6, an EXL3 quant of 4.27 bpw, not against the unquantized model"
+AGAINST = "The reference is 4bpw_H6, an EXL3 quant of 4.27 bpw, not the unquantized model"
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_card_says_so(reference, quants, data, moe_model, tmp_path):
     page = tmp_path / "page" / "README.md"
     succeed(*arguments, "--out", page)
     text = page.read_text()
-    assert "against 4bpw_H6, an EXL3 quant of 4.27 bpw, **not** against the unquantized model" in text
+    assert "the reference (ref) is 4bpw_H6, an EXL3 quant of 4.27 bpw, **not** the unquantized model" in text
     assert "| the reference | the reference |" in text
     assert "0.0000" not in text
     assert "- Reference, 4bpw_H6: sha256" in text

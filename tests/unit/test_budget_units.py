@@ -36,14 +36,14 @@ def test_sizes(text: str, size_bytes: int) -> None:
         ("144", ("no unit", "144GiB", "144GB")),
         ("24.5", ("no unit", "24.5GiB")),
         ("144G", ("unknown unit", "GiB")),
-        ("144Gb/s", ("no size",)),
+        ("144Gb/s", ("is not a size",)),
         ("144gbit", ("unknown unit",)),
-        ("-3GiB", ("no size", "positive")),
+        ("-3GiB", ("is not a size", "positive")),
         ("0GiB", ("nothing",)),
         ("0.2B", ("nothing",)),
-        ("", ("no size",)),
-        ("infGiB", ("no size",)),
-        ("1e3GiB", ("no size",)),
+        ("", ("is not a size",)),
+        ("infGiB", ("is not a size",)),
+        ("1e3GiB", ("is not a size",)),
     ],
 )
 def test_bad_sizes_name_option_and_fix(text: str, words: tuple[str, ...]) -> None:
@@ -62,7 +62,13 @@ def test_gpus() -> None:
     ("text", "word"),
     [
         *(("0x24GiB", "'0' cards"), ("-1x24GiB", "'-1' cards"), ("1.5x24GiB", "'1.5' cards"), ("x24GiB", "'' cards")),
-        *(("6x24", "no unit"), ("24GiB,", "no size"), ("", "no size"), ("6x0GiB", "nothing"), ("9999x1GiB", "1024")),
+        *(
+            ("6x24", "no unit"),
+            ("24GiB,", "is not a size"),
+            ("", "no size"),
+            ("6x0GiB", "nothing"),
+            ("9999x1GiB", "1024"),
+        ),
     ],
 )
 def test_bad_gpus(text: str, word: str) -> None:

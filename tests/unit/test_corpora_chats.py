@@ -116,13 +116,13 @@ def refuse(folder: Path, path: Path, *fragments: str, kind: type[Exception] = Da
 @pytest.mark.parametrize(
     ("line", "fragments"),
     [
-        ('{"messages": [', ("no JSON", "one JSON object on each line")),
-        ("[1, 2]", ("no object",)),
+        ('{"messages": [', ("is not JSON", "one JSON object on each line")),
+        ("[1, 2]", ("is not an object",)),
         ('{"prompt": "x", "answer": "y"}', ("neither messages nor text", "prompt, answer")),
         ("{}", ("neither messages nor text", "nothing")),
         ('{"text": 7}', ("its text is a int",)),
         ('{"messages": []}', ("empty",)),
-        ('{"messages": "x"}', ("no list",)),
+        ('{"messages": "x"}', ("are not a list",)),
         ('{"messages": [{"content": "x"}]}', ("message 1 has no role",)),
         ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant"}]}', ("message 2", "no content")),
         ('{"messages": [{"role": "user", "content": "x"}], "tools": "y"}', ("tools", "list")),

@@ -131,7 +131,7 @@ def test_a_weight_of_a_domain_that_is_not_there_is_named(folder: Path, model: Pa
         ("math=-1", "weight of 'math' is -1"),
         ("math=inf", "is inf"),
         ("math=nan", "is nan"),
-        ("math=two", "no number: 'two'"),
+        ("math=two", "is not a number: 'two'"),
         ("math", "names no domain"),
         ("=2", "names no domain"),
         ("math=1,math=2", "'math' twice"),

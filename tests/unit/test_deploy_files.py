@@ -133,12 +133,12 @@ def test_what_does_not_fit_is_refused_in_the_planners_words(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"chunk": 1000}, "`chunk` 1000 is no multiple of 256.*Give 768"),
+        ({"chunk": 1000}, "`chunk` 1000 is not a multiple of 256.*Give 768"),
         ({"tool_format": "glm"}, "no tool format 'glm'.*glm4_7"),
         ({"port": 70000}, "`port` 70000"),
-        ({"host": "localhost"}, "`host` 'localhost' is no IP address"),
+        ({"host": "localhost"}, "`host` 'localhost' is not an IP address"),
         ({"models_dir": None}, "`models` FOLDER and `model_name` NAME"),
-        ({"model_name": "a/b"}, "no name of a folder"),
+        ({"model_name": "a/b"}, "is not a name of a folder"),
         ({"bits": None}, "Give `bits`"),
         ({"context": 300000}, "`context` 300000 is above"),
         ({"draft": DraftOptions("mtp")}, "`mtp` needs the quant itself"),

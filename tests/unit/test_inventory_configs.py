@@ -151,9 +151,9 @@ def _list(entries: Any) -> Callable[[dict[str, Any]], Any]:
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (_list(None), "layer_types is no list of 24"),
-        (_list(["full_attention"]), "layer_types is no list of 24"),
-        (_list("full_attention"), "layer_types is no list of 24"),
+        (_list(None), "layer_types is not a list of 24"),
+        (_list(["full_attention"]), "layer_types is not a list of 24"),
+        (_list("full_attention"), "layer_types is not a list of 24"),
         (_list(["linear_attention"] * 24), "layer_types holds 'linear_attention' where one of sliding_attention"),
         (_list([7] * 24), "layer_types holds 7"),
         (lambda config: config.update(first_k_dense_replace=1, architectures="GptOss"), "architectures is 'GptOss'"),

@@ -157,7 +157,7 @@ def test_budgets_are_passes_hours_or_all() -> None:
     assert parse_budget("1.5h") == Budget(hours=1.5)
     assert parse_budget("all") == Budget(everything=True)
     for text in ("", "h", "0", "0h", "-3", "2d", "1e3", "nan"):
-        with pytest.raises(UsageError, match="no budget"):
+        with pytest.raises(UsageError, match="is not a budget"):
             parse_budget(text)
 
 

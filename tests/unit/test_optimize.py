@@ -473,8 +473,8 @@ def test_bad_times_and_samplers_on_the_command_line(tmp_path: Path) -> None:
     for option, value, word in (
         ("--time", "soon", "not a time"),
         ("--time", "45", "no unit"),
-        ("--front", "x", "no list"),
-        ("--head-bits", "all", "no list"),
+        ("--front", "x", "is not a list"),
+        ("--head-bits", "all", "is not a list"),
         ("--rules", str(tmp_path / "absent.yaml"), "cannot be read"),
         ("--floor", "absent", "cannot be read"),
         ("--cache", "9,9", "--cache"),

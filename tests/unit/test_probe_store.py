@@ -146,7 +146,7 @@ def test_other_versions_and_other_programs_are_refused(file, tmp_path):
     connection.close()
     with pytest.raises(DataError, match="another program's"):
         Database(tmp_path / "theirs.db")
-    with pytest.raises(UsageError, match=r"a directory is no probe store.*probes\.db"):
+    with pytest.raises(UsageError, match=r"a directory is not a probe store.*probes\.db"):
         Database(tmp_path)
 
 
@@ -208,5 +208,5 @@ def test_files_that_hold_no_probes_are_told_by_line(file, tmp_path):
         list(read_probes(path))
     write_probes(path, stored_probes(Database(file)))
     path.write_text(path.read_text().replace(",8,", ",eight,", 1))
-    with pytest.raises(DataError, match="no probe"):
+    with pytest.raises(DataError, match="is not a probe"):
         list(read_probes(path))

@@ -252,7 +252,12 @@ def test_hover_says_group_kl_interval_and_bytes(small: Measurement) -> None:
     number = trace["customdata"][trace["y"].index("attn.q")][trace["x"].index("2")]
     probe = small.exltune.groups[0].probes[0]
     low, high = interval(probe) or (0.0, 0.0)
-    expected = ("2.attn.q at 2 bits", f"KL {probe.kld_nats:.3g} nats", f"{low:.3g} to {high:.3g}", "12,345 bytes")
+    expected = (
+        "2.attn.q at 2 bits",
+        f"KL(ref‖mix) {probe.kld_nats:.3g} nats",
+        f"{low:.3g} to {high:.3g}",
+        "12,345 bytes",
+    )
     assert all(words in content["hovers"][number] for words in expected)
 
 
@@ -297,7 +302,7 @@ def test_a_strangers_names_stay_text(small: Measurement) -> None:
 @pytest.mark.parametrize("kld", [0.0, -1e-9])
 def test_swaps_of_no_kl_lie_at_the_edge(small: Measurement, kld: float) -> None:
     report = _report(_first_probe(small, kld_nats=kld, kld_se_nats=0.0))
-    assert any("1 swaps have a KL of zero or below" in note for note in report.notes)
+    assert any("1 swaps have a KL(ref‖mix) of zero or below" in note for note in report.notes)
     positive = min(probe.kld_nats for g in report.groups for probe in g.probes if probe.kld_nats > 0)
     trace = _data(report_page(report))["charts"]["heat_map"]["figure"]["data"][0]
     edge = trace["z"][trace["y"].index("attn.q")][trace["x"].index("2")]
@@ -394,7 +399,7 @@ def test_bad_input(small: Measurement, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"kld_nats": float("nan")}, ("2.attn.q", "at 2 bits", "no finite number")), (None, ("no probes",))],
+    [({"kld_nats": float("nan")}, ("2.attn.q", "at 2 bits", "not a finite number")), (None, ("no probes",))],
 )
 def test_measurements_without_numbers(
     small: Measurement, tmp_path: Path, changes: dict[str, float] | None, words: tuple[str, ...]

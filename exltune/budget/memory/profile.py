@@ -55,7 +55,7 @@ class ModelProfile:
 
     @property
     def plain_bytes(self) -> int:
-        """All tensors that are no linear: what a directory holds beside its weights_bytes."""
+        """All tensors that are not linears: the bytes of a directory beside its weights_bytes."""
         return self.embedding_bytes + self.final_bytes + sum(layer.plain_bytes for layer in self.layers)
 
     @property

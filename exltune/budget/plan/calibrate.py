@@ -92,7 +92,7 @@ def _constant(name: str, value: float | str) -> float | int:
     where = f"constants.{name}"
     if isinstance(value, str):
         if not name.endswith(_SIZE):
-            raise DataError(f"{where} is {value!r}, and it is no size", fix="Give a number")
+            raise DataError(f"{where} is {value!r}, and it is not a size", fix="Give a number")
         return parse_size(value, where)
     if not 0 <= value < float("inf"):
         raise DataError(f"{where} is {value:g}", fix="Give a number from 0 on")

@@ -17,7 +17,9 @@ _Outs = Annotated[
 _Evaluation = Annotated[
     list[Path] | None,
     typer.Option(
-        "--evaluation", help="What exltune evaluate wrote of EXL3 directories; repeatable.", show_default=False
+        "--evaluation",
+        help="Evaluation file of EXL3 directories, from exltune evaluate; repeatable.",
+        show_default=False,
     ),
 ]
 _BaseModel = Annotated[

@@ -1,4 +1,4 @@
-"""`exltune deploy`: the commands and what they say."""
+"""`exltune deploy`: the commands and their messages."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ _Source = Annotated[
     typer.Argument(metavar="OUT", help="EXL3 directory; or a recipe or config of one to come.", show_default=False),
 ]
 _ManualSplit = Annotated[
-    bool, typer.Option("--manual-split", help="Limit each card to what --gpus says (gpu_split) instead of autosplit.")
+    bool, typer.Option("--manual-split", help="Limit each card to its size in --gpus (gpu_split) instead of autosplit.")
 ]
 _Models = Annotated[
     Path | None,

@@ -22,7 +22,7 @@ def evaluate(
     engine: options.EngineFlags,
     result: options.CopyFlags,
 ) -> None:
-    """Compare finished quants with the model on held-out text: KL both ways, perplexity, top-k agreement."""
+    """Compare finished quants with the model on held-out text: KL(ref‖quant), KL(quant‖ref), perplexity, top-k."""
     from exltune.cli.tables import evaluation_table
     from exltune.pipeline.evaluation.evaluate import evaluate as run
 

@@ -22,7 +22,7 @@ def explain(
     model: options.RecipeModel = None,
     measurement: Annotated[
         Path | None,
-        typer.Option("--measurement", help="What measure wrote: says what each group bought.", show_default=False),
+        typer.Option("--measurement", help="Measurement file: shows the gain of each group.", show_default=False),
     ] = None,
     rules: Annotated[
         list[Path] | None,
@@ -31,7 +31,7 @@ def explain(
     png: options.Png = None,
     result: options.OutputFlags,
 ) -> None:
-    """Show where a recipe's bits went, what they bought, and how it differs from the best hand rule."""
+    """Show where a recipe's bits went, their gain, and how it differs from the best hand rule."""
     from exltune.pipeline.optimization.explain import explain as run
 
     found = run(recipe, model=model, measurement_file=measurement, rules=rules or (), png=png, force=result.force)

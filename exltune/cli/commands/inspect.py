@@ -11,7 +11,7 @@ from exltune.cli.registry import Section, command
 
 @command(Section.STEPS, 1)
 def inspect(model: options.Model, json: options.Json = False) -> None:
-    """Show what a model is made of and what it weighs at each bit width."""
+    """Show the parts of a model and its size at each bit width."""
     from exltune.cli.tables import inspection_tables
     from exltune.pipeline.quants.inspect import inspect as run
 

@@ -24,7 +24,7 @@ def measure(
         typer.Option(
             "--budget",
             metavar="PASSES|HOURSh|all",
-            help="What it may cost: passes over the model (60), hours (1.5h), or all: every swap on all rows.",
+            help="Limit of the cost: passes over the model (60), hours (1.5h), or all: every swap on all rows.",
             show_default="a tenth of all",
         ),
     ] = None,
@@ -32,7 +32,7 @@ def measure(
     engine: options.EngineFlags,
     result: options.ResultFlags,
 ) -> None:
-    """Measure what each group's bits do to the model's output (KL divergence). Resumes after a kill."""
+    """Measure the effect of each group's bits on the model's output, KL(ref‖mix). Resumes after a kill."""
     from exltune.measurement import parse_budget
     from exltune.pipeline.measurement.measure import MeasureOptions
     from exltune.pipeline.measurement.measure import measure as run

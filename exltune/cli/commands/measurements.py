@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from exltune.schema.probe import ProbeContext, ShownProbe, StoredSet
 
-group = Group("measurements", "See, merge and export what was measured: finished probes.", Section.LOOK, 3)
+group = Group("measurements", "See, merge and export measurements: finished probes.", Section.LOOK, 3)
 
 Store = Annotated[
     str,
@@ -27,7 +27,7 @@ Store = Annotated[
 
 @group.command("list")
 def list_(store: Store, json: options.Json = False) -> None:
-    """What a store holds: models, tokens, quants, counts, when."""
+    """The content of a store: models, tokens, quants, counts, when."""
     from exltune.pipeline.measurement.measurements import listed
 
     found = listed(store)
@@ -108,7 +108,7 @@ def _sets_table(sets: Sequence[StoredSet]) -> Table:
 
 
 def _reference(context: ProbeContext) -> str:
-    """What KL is against, where that is no unquantized model."""
+    """The reference, where it is not an unquantized model."""
     found = context.reference
     return "" if found is None else f"\nagainst {found.name}, {found.bpw:.2f} bpw"
 

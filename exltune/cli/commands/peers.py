@@ -48,7 +48,7 @@ def parse_groups(text: str) -> tuple[int, ...]:
     """`32,64,128` -> (32, 64, 128). Raises: UsageError."""
     numbers = options.parse_numbers("--groups", text, _GROUPS)
     if any(number < 1 or number != int(number) for number in numbers):
-        raise UsageError(f"--groups {text!r} are no group sizes", fix=f"For example --groups {_GROUPS}")
+        raise UsageError(f"--groups {text!r} are not group sizes", fix=f"For example --groups {_GROUPS}")
     return tuple(map(int, numbers))
 
 

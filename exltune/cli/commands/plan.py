@@ -52,7 +52,7 @@ def plan(
     calibrate: options.Calibrate = None,
     json: options.Json = False,
 ) -> None:
-    """Say what fits: weights, KV cache and overheads on your GPUs. Exit code 4 where it does not."""
+    """Check the fit of weights, KV cache and overheads on your GPUs. Exit code 4 where they do not fit."""
     from exltune.pipeline.deployment.plan import PlanOptions
     from exltune.pipeline.deployment.plan import plan as run
 
@@ -88,7 +88,7 @@ def _sizes(plan: Plan) -> Table:
     from exltune.budget import format_size
 
     table = Table(title=f"{plan.architecture} at {_bpw(plan):.3f} bpw, head {plan.head_bits:g} bits")
-    table.add_column("what", no_wrap=True)
+    table.add_column("part", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("of it", no_wrap=True)
     context = "no --context asked" if plan.context is None else f"{plan.context:,} tokens at {plan.cache}"
@@ -122,7 +122,7 @@ def _cards(plan: Plan) -> Table:
 
 
 def _lines(plan: Plan) -> list[str]:
-    """The verdict, what binds, what is possible, what would help, what readings changed."""
+    """The verdict, the binding limit, the largest size, remedies, changes by readings."""
     lines = [_verdict(plan)]
     if plan.bare_slack_bytes is not None and not plan.fits:
         lines.append(_before_overhead(plan))
@@ -143,7 +143,7 @@ def _bpw(plan: Plan) -> float:
 
 
 def _largest(bpw: float) -> float:
-    """Rounded down, so that what is shown fits."""
+    """Rounded down, so that the number shown fits."""
     return int(bpw * 1e3) / 1e3
 
 

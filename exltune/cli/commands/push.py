@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @command(Section.SHIP, 3)
 def push(
     *,
-    outs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="What the card was made of.")],
+    outs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Outputs that the card was made from.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="The repository, OWNER/NAME.")],
     card: Annotated[
         Path | None, typer.Option("--card", help="The README of exltune card.", show_default="README.md in OUT")
@@ -67,7 +67,7 @@ def _show(done: PushResult) -> None:
 
     if done.dry_run:
         output().print(_actions(done))
-        typer.echo(f"{format_size(done.size_bytes, 'GB')} at most: what the Hub has already is not sent.")
+        typer.echo(f"{format_size(done.size_bytes, 'GB')} at most: files that the Hub has are not sent.")
         return
     for branch in done.branches:
         typer.echo(f"{branch.branch}: {branch.commit if branch.changed else 'there already'}")
@@ -79,7 +79,7 @@ def _actions(done: PushResult) -> Table:
 
     from exltune.budget import format_size
 
-    table = Table(title=f"What a push to {done.repo_id} does")
+    table = Table(title=f"Changes of a push to {done.repo_id}")
     for name in ("Action", "Branch", "File"):
         table.add_column(name, no_wrap=True)
     table.add_column("Bytes", justify="right", no_wrap=True)

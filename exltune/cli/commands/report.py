@@ -28,7 +28,7 @@ def report(
     ] = None,
     result: options.OutputFlags,
 ) -> None:
-    """Write a page of a measurement: KL by layer and role, intervals, KL against error, whether parts add up."""
+    """Write a page of a measurement: KL(ref‖mix) by layer and role, intervals, its law, and whether parts add up."""
     from exltune.report.measurement import report as run
 
     found = run(file, out, recipe=recipe, pictures=png, force=result.force)

@@ -44,7 +44,7 @@ def tradeoff(
     png: options.Png = None,
     result: options.OutputFlags,
 ) -> None:
-    """Predict what context and cache bits cost: the best bpw and KL beside every cache at every context.
+    """Predict the cost of context and cache bits: the best bpw and KL(ref‖mix) beside every cache at every context.
 
     Exit code 4 where nothing fits at all.
     """
@@ -81,7 +81,7 @@ def _table(trade: Tradeoff) -> Table:
     from exltune.report.tradeoff_png import memory_of
 
     table = Table(title=f"{trade.architecture} in {memory_of(trade)}: all predicted, KL(ref‖mix) in nats/token")
-    for name in ("context", "cache", "KV cache", "weights", "bpw", "head", "predicted KL", ""):
+    for name in ("context", "cache", "KV cache", "weights", "bpw", "head", "KL(ref‖mix)", ""):
         table.add_column(name, justify="left" if name in ("cache", "") else "right", no_wrap=name != "")
     previous: int | None = None
     for row in trade.rows:
@@ -117,7 +117,7 @@ def _lines(trade: Tradeoff) -> list[str]:
         if best is None:
             lines.append(f"{context:,} tokens: no cache fits.")
             continue
-        beside = f"{best.bpw:.3f} bpw, predicted KL {best.predicted_kld:.4f}"
+        beside = f"{best.bpw:.3f} bpw, predicted KL(ref‖mix) {best.predicted_kld:.4f}"
         lines.append(f"{context:,} tokens: best with cache {best.cache}, {beside}.")
     refused = [row for row in trade.rows if not row.fits]
     return lines + [f"{row.context:,} tokens, cache {row.cache}: {row.reason}" for row in refused]

@@ -1,4 +1,4 @@
-"""Options that say what computes, with how much memory, and where."""
+"""Options of the engine, its memory, and where it runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EngineFlags:
     ] = None
     max_vram: Annotated[
         str | None,
-        typer.Option(_MAX_VRAM, help="What may be taken of each CUDA device, as 20GiB.", show_default="what is free"),
+        typer.Option(_MAX_VRAM, help="Memory to take of each CUDA device, as 20GiB.", show_default="all that is free"),
     ] = None
     ray: Annotated[
         str | None,
@@ -62,7 +62,7 @@ class EngineFlags:
     ] = None
 
     def options(self) -> EngineOptions:
-        """The engine, what it may take, and the cluster. Raises: UsageError naming the option."""
+        """The engine, its resources, and the cluster. Raises: UsageError naming the option."""
         from exltune.pipeline.common.session import EngineOptions
 
         return EngineOptions(self.engine, self.resources(), self.ray_options())
@@ -78,7 +78,7 @@ class EngineFlags:
         return parse_devices(self.devices)
 
     def resources(self) -> Resources:
-        """What the engine may take. Raises: UsageError naming the option."""
+        """The engine's resources. Raises: UsageError naming the option."""
         from exltune.budget import parse_size
         from exltune.engines import Resources
 

@@ -1,4 +1,4 @@
-"""Options that say how much memory there is and how the model is to be used, and what they add up to."""
+"""Options of the memory at hand and the use of the model, and their sum."""
 
 from __future__ import annotations
 

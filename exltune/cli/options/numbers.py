@@ -17,7 +17,9 @@ def parse_numbers(option: str, text: str, example: str) -> tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise UsageError(f"{option} {text!r} is no list of numbers", fix=f"For example {option} {example}") from error
+        raise UsageError(
+            f"{option} {text!r} is not a list of numbers", fix=f"For example {option} {example}"
+        ) from error
     if not all(map(math.isfinite, numbers)):
         raise UsageError(f"{option} {text!r} holds nan or inf", fix=f"For example {option} {example}")
     if not numbers:
@@ -29,7 +31,7 @@ def parse_devices(text: str | None) -> tuple[int, ...]:
     """`0,1` -> (0, 1). Raises: UsageError."""
     numbers = parse_numbers("--devices", text, "0,1") if text is not None else ()
     if any(number < 0 or not number.is_integer() for number in numbers):
-        raise UsageError(f"--devices {text!r} are no numbers of devices", fix="For example --devices 0,1")
+        raise UsageError(f"--devices {text!r} are not numbers of devices", fix="For example --devices 0,1")
     return tuple(int(number) for number in numbers)
 
 
@@ -87,7 +89,7 @@ def parse_weights(text: str | None) -> dict[str, float]:
         try:
             weights[domain] = float(number)
         except ValueError:
-            raise UsageError(f"the weight of {domain!r} is no number: {number!r}", fix=_WEIGHTS) from None
+            raise UsageError(f"the weight of {domain!r} is not a number: {number!r}", fix=_WEIGHTS) from None
         if not 0 < weights[domain] < math.inf:
             raise UsageError(
                 f"the weight of {domain!r} is {number}", fix="Give one above zero, or leave the domain's --data out"

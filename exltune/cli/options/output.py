@@ -1,4 +1,4 @@
-"""Options that say where a result goes and in what form."""
+"""Options of the place and form of a result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OutputFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultFlags(OutputFlags):
-    """Of a command whose result is what it writes."""
+    """Of a command whose result is its files."""
 
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.", show_default=False)]
 

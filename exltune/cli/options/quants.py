@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exltune.pipeline.quants.quantize import QuantizeOptions
 
 BITS = ",".join(f"{width:g}" for width in DEFAULT_WIDTHS)
-#: What a tune begins with: half rates, where the codebook has them, and heads of 3 to 8 bits.
+#: Start of a tune: half rates, where the codebook has them, and heads of 3 to 8 bits.
 WIDE_BITS, WIDE_HEAD_BITS = ",".join(f"{width:g}" for width in WIDE_WIDTHS), "auto"
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory: config.json and safetensors.")]
-MeasurementFile = Annotated[Path, typer.Argument(metavar="FILE", help="What measure wrote.")]
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="What optimize wrote, or any exllamav3 recipe.")]
+MeasurementFile = Annotated[Path, typer.Argument(metavar="FILE", help="Measurement file, from exltune measure.")]
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, from exltune optimize or exllamav3.")]
 Quants = Annotated[
     Path, typer.Option("--quants", help="Directory with base quants, as quantize writes it.", show_default=False)
 ]

@@ -33,14 +33,14 @@ class _TaskFlags:
     concurrent: Annotated[int, typer.Option("--concurrent", min=1, help="Requests under way at once.")] = 1
     think_end: Annotated[
         str | None,
-        typer.Option("--think-end", help="What ends the model's thinking, where the answer holds it: </think>."),
+        typer.Option("--think-end", help="End of the model's thinking, where the answer holds it: </think>."),
     ] = None
-    unsafe_tasks: Annotated[
-        bool, typer.Option("--unsafe-tasks", help="Run tasks that execute what the model wrote.")
-    ] = False
+    unsafe_tasks: Annotated[bool, typer.Option("--unsafe-tasks", help="Run tasks that execute the model's output.")] = (
+        False
+    )
 
     def asked(self, tasks: str | None) -> TaskOptions:
-        """What to ask: tasks, written with commas. Raises: UsageError."""
+        """The tasks, written with commas. Raises: UsageError."""
         from exltune.pipeline.evaluation.tasks import TaskOptions
 
         folders = tuple(self.include_path or ())
@@ -67,7 +67,7 @@ class TaskFlags(_TaskFlags):
     tasks: Annotated[str | None, _TASKS] = None
 
     def options(self) -> TaskOptions:
-        """What to ask. Raises: UsageError."""
+        """The questions. Raises: UsageError."""
         return self.asked(self.tasks)
 
 
@@ -78,5 +78,5 @@ class NeededTaskFlags(_TaskFlags):
     tasks: Annotated[str, _TASKS]
 
     def options(self) -> TaskOptions:
-        """What to ask. Raises: UsageError."""
+        """The questions. Raises: UsageError."""
         return self.asked(self.tasks)

@@ -1,1 +1,1 @@
-"""What several subjects share: the session, the reporter, where results come from."""
+"""Shared by the subjects: the session, the reporter, the provenance of results."""

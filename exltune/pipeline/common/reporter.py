@@ -19,7 +19,7 @@ class Reporter(Protocol):
         ...
 
     def remark(self, text: str) -> None:
-        """Something that the user should know and that is no error."""
+        """Something that the user should know and that is not an error."""
         ...
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which engine, what it may take, and the cluster to score on (this process if None)."""
+    """Which engine, its resources, and the cluster to score on (this process if None)."""
 
     name: str = AUTO
     resources: Resources = field(default_factory=Resources)
@@ -46,7 +46,7 @@ class EngineOptions:
 
 
 class Session:
-    """What all stages of one job share.
+    """Shared by all stages of one job.
 
     Opening costs nothing: every part is read when a stage first asks for it, and never again. To be used in a `with`
     block, or closed: an engine may hold workers of a cluster.
@@ -93,7 +93,7 @@ class Session:
 
     @property
     def data(self) -> DataOptions:
-        """What the token sets are dealt from. Raises: UsageError where nothing was given."""
+        """The source of the token sets. Raises: UsageError where nothing was given."""
         if self._data is None:
             raise UsageError("this needs texts", fix="Give the session `data`")
         return self._data
@@ -110,7 +110,7 @@ class Session:
 
     @cached_property
     def reference(self) -> ReferenceQuant | None:
-        """What the model is where it is a quant itself."""
+        """The reference's quant, where the model is a quant itself."""
         return reference_quant(self.model)
 
     def fingerprint(self, directory: Path | None = None) -> str:
@@ -175,7 +175,7 @@ class Session:
         return ScoreCache(self.engine, ProbeStore(Database(store), context), self._content)
 
     def held_out(self, *, trust: bool = False) -> HeldOut:
-        """What tells whether a quant has seen the held-out rows. trust: take those that nobody can tell of."""
+        """Tells whether a quant has seen the held-out rows. trust: take those that nobody can tell of."""
         from exltune.store.quants.held_out import HeldOut
 
         return HeldOut(self.model, self.data, self.token_sets[Split.HELD_OUT], trust=trust)

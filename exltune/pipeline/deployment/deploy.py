@@ -48,7 +48,7 @@ _RECIPES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Split:
-    """How the model lies on cards; manual limits each card to what is said of it instead of leaving it to autosplit."""
+    """How the model lies on cards; manual limits each card to its given size instead of leaving it to autosplit."""
 
     tensor_parallel: bool = False
     manual: bool = False
@@ -56,10 +56,10 @@ class Split:
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What is asked of a deployment. context: None for the largest that fits. cache: None for what the recipe notes.
+    """Options of a deployment. context: None for the largest that fits. cache: None for the recipe's.
 
     bits: of a config's quant to come. models_dir, model_name: where the model of a recipe or config will lie; a
-    directory says both itself. tool_format, reasoning: None for what the chat template tells.
+    directory says both itself. tool_format, reasoning: None for those of the chat template.
     """
 
     gpus: tuple[int, ...]
@@ -85,7 +85,7 @@ class DeployOptions:
 def plan_deployment(source: Path, options: DeployOptions) -> Deployment:
     """Plan a quant directory, or a recipe or config of one that is yet to come, on TabbyAPI.
 
-    Raises: BudgetError in the planner's words where it does not fit, UsageError, and what planning raises.
+    Raises: BudgetError in the planner's words where it does not fit, UsageError, and all that planning raises.
     """
     _check(options)
     models_dir, name = _place(source, options)
@@ -154,7 +154,7 @@ def _same(file: Path, text: str) -> bool:
 
 
 def read_deployment(out: Path) -> Deployment:
-    """What an earlier `deploy` planned. Raises: UsageError where `out` holds none, DataError."""
+    """The plan of an earlier `deploy`. Raises: UsageError where `out` holds none, DataError."""
     if not (out / DEPLOYMENT).is_file():
         raise UsageError(
             f"{out} holds no {DEPLOYMENT}, so there is no plan to load",
@@ -166,7 +166,7 @@ def read_deployment(out: Path) -> Deployment:
 def _check(options: DeployOptions) -> None:
     if options.chunk % PAGE_TOKENS:
         raise UsageError(
-            f"`chunk` {options.chunk} is no multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
+            f"`chunk` {options.chunk} is not a multiple of {PAGE_TOKENS}, and TabbyAPI would round it up past the plan",
             fix=f"Give {max(options.chunk // PAGE_TOKENS, 1) * PAGE_TOKENS}",
         )
     if options.tool_format is not None and options.tool_format not in TOOL_FORMATS:
@@ -180,29 +180,30 @@ def _check(options: DeployOptions) -> None:
     except ValueError as error:
         # Docker publishes ports on addresses alone, not on names.
         raise UsageError(
-            f"`host` {options.host!r} is no IP address", fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all"
+            f"`host` {options.host!r} is not an IP address",
+            fix="Give 127.0.0.1 for this machine alone, 0.0.0.0 for all",
         ) from error
 
 
 def _place(source: Path, options: DeployOptions) -> tuple[Path, str]:
-    """models_dir and model_name. A directory must be an EXL3 quant: nothing else is what was planned."""
+    """models_dir and model_name. A directory must be an EXL3 quant: the plan is for nothing else."""
     if source.is_dir() and any(source.glob("*.safetensors")):
         if not any(name.endswith(".trellis") for name in TensorFiles(source).entries):
             raise QuantMismatchError(
-                "it holds no EXL3 tensors", where=str(source), fix="Give what exltune build or tune wrote"
+                "it holds no EXL3 tensors", where=str(source), fix="Give an EXL3 directory of exltune build or tune"
             )
         if options.models_dir is not None:
             raise UsageError("`models` belongs to a recipe or config", fix="Leave it out: the quant lies where it is")
         return source.resolve().parent, source.resolve().name
     if options.models_dir is None or options.model_name is None:
         raise UsageError(
-            f"{source} is no quant, so it is not known where the model will lie",
+            f"{source} is not a quant, so it is not known where the model will lie",
             fix="Give the directory of an EXL3 quant, or `models` FOLDER and `model_name` NAME",
         )
     if source.suffix.lower() not in _RECIPES and options.bits is None:
-        raise UsageError(f"{source} is no quant, and its bits are not known", fix="Give `bits`")
+        raise UsageError(f"{source} is not a quant, and its bits are not known", fix="Give `bits`")
     if Path(options.model_name).name != options.model_name or options.model_name in (".", ".."):
-        raise UsageError(f"`model_name` {options.model_name!r} is no name of a folder", fix="Give a name without /")
+        raise UsageError(f"`model_name` {options.model_name!r} is not a name of a folder", fix="Give a name without /")
     return options.models_dir.resolve(), options.model_name
 
 

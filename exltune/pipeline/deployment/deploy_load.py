@@ -32,7 +32,7 @@ def load_deployment(
     timeout: float = 300.0,
     reporter: Reporter | None = None,
 ) -> Served:
-    """Unload what runs there, load the model, compare what the server says of it with the plan, ask for a completion.
+    """Unload the running model, load this one, compare the server's answer with the plan, ask for a completion.
 
     key: the admin key; None for a server without keys. model_name: as the server calls the folder. timeout: seconds
     without a byte. The server unloads first because TabbyAPI calls a loaded path loaded, whatever is asked of it.
@@ -79,7 +79,7 @@ def _check_listed(name: str, listed: tuple[str, ...], url: str) -> None:
         raise DeployError(
             f"the server has no model {name} in its model_dir, which holds {there}",
             where=url,
-            fix="Put the folder there, or give its name there as `model_name`; what was loaded still is",
+            fix="Put the folder there, or give its name there as `model_name`; the model is still loaded",
         )
 
 
@@ -107,6 +107,6 @@ def _check_card(card: Card, deployment: Deployment, name: str, url: str) -> None
 
 
 def _kept_mode(mode: str | None) -> str:
-    """What the cache is kept at: "k,v", or FP16 for everything that TabbyAPI's pattern does not match."""
+    """The cache's mode: "k,v", or FP16 for everything that TabbyAPI's pattern does not match."""
     found = _PAIR.fullmatch(_OLD_NAMES.get(mode or "", mode or ""))
     return _FP16 if found is None else f"{found[1]},{found[2]}"

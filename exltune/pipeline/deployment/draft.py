@@ -1,4 +1,4 @@
-"""What speculative decoding takes beside the model."""
+"""Memory for speculative decoding beside the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DraftOptions:
 def draft_settings(options: DraftOptions, source: Path, context: int, use: Use) -> DraftSettings:
     """The settings with the bytes to set aside. context: tokens, for a cache at fp16 as TabbyAPI's default is.
 
-    Raises: UsageError for a quant without the MTP layer asked for; what planning the draft model raises.
+    Raises: UsageError for a quant without the MTP layer asked for; all that planning the draft model raises.
     """
     if options.num_tokens is not None and options.num_tokens < 1:
         raise UsageError(f"`draft_tokens` {options.num_tokens} is not above 0", fix="Give a positive number")

@@ -1,4 +1,4 @@
-"""`exltune plan`: whether a model, a recipe or a quant fits hardware and use, and what would."""
+"""`exltune plan`: whether a model, a recipe or a quant fits hardware and use, and the remedies."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _question(source: Path, limits: Limits, use: Use, options: PlanOptions, mode
     if source.suffix.lower() == ".json" and source.is_file():
         return _of_config(read_json(source), source, limits, use, options)
     if not source.is_dir():
-        what = "it is no directory, recipe (.yaml) or config (.json)" if source.exists() else "there is no such path"
+        what = "it is not a directory, recipe (.yaml) or config (.json)" if source.exists() else "there is no such path"
         raise NotAModelError(what, where=str(source), fix="Give a model, an EXL3 directory, a recipe or a config.json")
     config = read_config(source)
     if not any(source.glob("*.safetensors")):

@@ -33,7 +33,7 @@ TOLERANCE = 0.005
 
 @dataclass(frozen=True)
 class Side:
-    """One quant: an EXL3 directory or a comparison's file, and where its benchmark tasks are answered, or stand in a file."""
+    """One quant: an EXL3 directory or a comparison's file; tasks: an endpoint that answers, or a file of answers."""
 
     quant: Path
     tasks: str | None = None
@@ -60,7 +60,7 @@ def compare(
     """Win, tie or loss of the candidate per metric; written to `out` with the sums of every row.
 
     Raises: CompareRefusedError unless bytes match, tokens are held-out and equal, and all runs are complete, before
-    anything is scored wherever it can be told; QuantMismatchError, OutputExistsError, and what the engine raises.
+    anything is scored wherever it can be told; QuantMismatchError, OutputExistsError, and all that the engine raises.
     """
     settings = settings or CompareOptions()
     if out is not None:
@@ -128,7 +128,7 @@ class _Run:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        """What tells whether a quant has seen them."""
+        """Tells whether a quant has seen them."""
         return self.session.held_out(trust=self.settings.trust_data)
 
     def open(self, side: Side, role: str) -> _Opened:
@@ -152,10 +152,10 @@ class _Run:
         return _Opened(side, Path(scored.row.path or ""), scored)
 
     def _check_not_reference(self, quant: Path, role: str) -> None:
-        """A reference that is a quant has a KL of 0 by definition, and would win over any other."""
+        """A reference that is a quant has a KL(ref‖quant) of 0 by definition, and would win over any other."""
         if self.session.fingerprint(quant) == self.session.fingerprint():
             raise CompareRefusedError(
-                f"the {role} is the reference itself: its KL is 0 by definition",
+                f"the {role} is the reference itself: its KL(ref‖quant) is 0 by definition",
                 where=str(quant),
                 fix="Give the unquantized model as `reference`, or a quant with more bits than both",
             )
@@ -215,7 +215,7 @@ def _check_bytes(candidate: tuple[str, int], baseline: tuple[str, int], toleranc
 
 
 def _check_harness(ours: ScoredQuant, theirs: ScoredQuant) -> None:
-    """Equal tokens, engine and version: what is compared is the quants alone."""
+    """Equal tokens, engine and version: the quants alone differ."""
     fix = "Give the same `data`, `rows`, `row_length` and `seed`, or the directory in place of the file"
     sides = ours.provenance, theirs.provenance
     if sides[0].tokens_sha256 != sides[1].tokens_sha256:

@@ -21,7 +21,7 @@ def evaluate(session: Session, quants: Sequence[Path], out: Path | None = None, 
     """Rows of the table for quant directories, each checked to belong to the model; written to `out` if given.
 
     session: its model is the reference, which may be a quant itself.
-    Raises: QuantMismatchError, DataError, OutputExistsError, and what the engine raises.
+    Raises: QuantMismatchError, DataError, OutputExistsError, and all that the engine raises.
     """
     if out is not None:
         refuse_existing_file(out, force=force)

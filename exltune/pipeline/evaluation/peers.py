@@ -50,7 +50,7 @@ def peers(
     session: on the reference engine, which alone reads the simulated weights. groups: sizes of the peers' groups.
     The peers are simulated: rounded weights, at the bytes that the format takes.
     Raises: UsageError, QuantMismatchError, CompareRefusedError for base quants that may have seen the held-out text,
-    DataError, OutputExistsError, and what the engine raises.
+    DataError, OutputExistsError, and all that the engine raises.
     """
     if out is not None:
         refuse_existing_file(out, force=force)
@@ -121,7 +121,7 @@ class _Simulation:
 
     @property
     def keys(self) -> list[str]:
-        """Linears that the peers round: all but the head and what is fp16 in every format."""
+        """Linears that the peers round: all but the head and the fp16 tensors of every format."""
         return [key for key, spec in self._specs.items() if spec.role is not Role.HEAD and not spec.role.fp16]
 
     def add(self, layer: int | None, hessians: Mapping[str, Hessian]) -> None:
@@ -150,7 +150,7 @@ class _Table:
 
     @property
     def mixes(self) -> list[Mix]:
-        """What the engine scores."""
+        """The mixes for the engine."""
         mixes = [whole(self.inventory, quant.choice) for quant in self.quants]
         for kind in self.simulated.kinds:
             peer = whole(self.inventory, kind.name)

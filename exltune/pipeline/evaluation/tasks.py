@@ -27,11 +27,11 @@ _URL = ("http://", "https://")
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What is asked and how. include: folders with task YAML files of one's own. limit: documents of each task.
+    """The tasks and their settings. include: folders with task YAML files of one's own. limit: documents of each task.
 
     model: the name that the endpoint knows the model by. max_tokens: of one answer, thinking included.
-    think_end: what ends a model's thinking, where the server leaves it in the answer. unsafe: run tasks that execute
-    what the model wrote.
+    think_end: end of a model's thinking, where the server leaves it in the answer. unsafe: run tasks that execute
+    the model's output.
     """
 
     names: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class TaskOptions:
     unsafe: bool = False
 
     def answers_depend_on(self) -> dict[str, str]:
-        """What both sides of a comparison must have in common."""
+        """The settings that both sides of a comparison must share."""
         return {"max_tokens": str(self.max_tokens), "limit": str(self.limit), "think_end": str(self.think_end)}
 
     def words(self) -> list[str]:
@@ -72,7 +72,7 @@ def run_tasks(
     where the endpoint does not answer, DataError where a task's data are not at hand, OutputExistsError.
     """
     if not endpoint.startswith(_URL):
-        raise UsageError(f"{endpoint!r} is no http address", fix="For example http://localhost:5000/v1")
+        raise UsageError(f"{endpoint!r} is not an http address", fix="For example http://localhost:5000/v1")
     if out is not None:
         refuse_existing_file(out, force=force)
     words = ["exltune", "tasks", endpoint, *settings.words(), *(["--out", str(out)] if out is not None else [])]
@@ -91,7 +91,7 @@ def task_runs(where: str, settings: TaskOptions, source: Source, reporter: Repor
 
 
 def check_answers(where: str, settings: TaskOptions) -> None:
-    """Tell before long work what task_runs would raise for a file, or for want of the harness. Raises: as run_tasks."""
+    """Check before long work that the file is readable and the harness is installed. Raises: as run_tasks."""
     if not where.startswith(_URL):
         read_record(Path(where), TaskRuns)
     elif not settings.names:
@@ -116,7 +116,7 @@ def _ask(endpoint: str, settings: TaskOptions, source: Source, reporter: Reporte
 
 
 def task_run(name: str, found: Mapping[str, Any]) -> TaskRun:
-    """One task out of what lm_eval.simple_evaluate returns with log_samples. Raises: DataError where it has no metric.
+    """One task out of results of lm_eval.simple_evaluate with log_samples. Raises: DataError where it has no metric.
 
     The first metric of the task's list and the last of its filters count: tasks list the lenient one, which finds an
     answer in any form, after the strict ones.
@@ -128,7 +128,7 @@ def task_run(name: str, found: Mapping[str, Any]) -> TaskRun:
     kept = sorted((sample for sample in samples if sample["filter"] == chosen), key=lambda sample: sample["doc_id"])
     values = [sample[metric] for sample in kept]
     if not all(isinstance(value, int | float) for value in values):
-        raise DataError(f"its metric {metric} is no number for each document", where=name, fix="Choose another task")
+        raise DataError(f"its metric {metric} is not a number for each document", where=name, fix="Choose another task")
     return TaskRun(
         task=name,
         version=str(found["versions"].get(name)),

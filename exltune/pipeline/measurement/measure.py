@@ -36,7 +36,7 @@ from exltune.store.score_cache import CachedRows
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """level: 0 to 4. budget: what it may cost, a tenth of all swaps on all rows by default; what was not scored is
+    """level: 0 to 4. budget: limit of the cost, a tenth of all swaps on all rows by default; a swap without a score is
     estimated and marked so.
     """
 
@@ -49,9 +49,9 @@ def measure(
 ) -> Measurement:
     """Swap parts of the model to base quants, score them on the search set and write the measurement to `out`, if any.
 
-    The session's scores tell what was scored and what was there.
+    The counts of the session's scores tell new from stored ones.
     Raises: OutputExistsError, QuantMismatchError, DataError, ModelError, UsageError for a store that is none or
-    resources that hold nothing, StorageError, WorkerLostError, and what the engine raises.
+    resources that hold nothing, StorageError, WorkerLostError, and all that the engine raises.
     """
     options, reporter = options or MeasureOptions(), session.reporter
     if out is not None:
@@ -93,7 +93,7 @@ def _plan(
 ) -> ProbePlan:
     """The plan for a budget. Raises: UsageError.
 
-    Where that is hours, a pass over a few rows is timed first, and what it took is kept in the store: the same command
+    Where that is hours, a pass over a few rows is timed first, and its time is kept in the store: the same command
     again, after a kill or on a busier machine, goes on with the same plan.
     """
     level, budget = options.level, options.budget
@@ -105,7 +105,7 @@ def _plan(
 
 
 def _reference(session: Session, level: int, quants: Sequence[BaseQuant], head: QuantHead) -> QuantReference | None:
-    """What is known of a reference that is a quant, once it was said that KL is against it."""
+    """The reference as a quant, once the user was told of it."""
     if session.reference is None:
         return None
     bits = {quant.choice: quant.bits for quant in quants}
@@ -121,7 +121,7 @@ def _reference(session: Session, level: int, quants: Sequence[BaseQuant], head: 
     session.reporter.remark(session.reference.told)
     for quant in quants:
         if f"uniform@{quant.choice}" in known.same:
-            told = f"{quant.path.name} is the reference itself: its KL is 0 by definition and is not scored"
+            told = f"{quant.path.name} is the reference itself: its KL(ref‖mix) is 0 by definition and is not scored"
             session.reporter.remark(told)
     return known
 

@@ -23,7 +23,7 @@ def session_of(
     store: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Session:
-    """A session on what the measurement names; model, quants and data instead of it where they are given."""
+    """A session on the measurement's model, quants and data, or on those that are given instead."""
     detail = measurement.exltune
     recorded = [Path(path) for path in detail.quants.values()]
     if quants is None and all(path.is_dir() for path in recorded):
@@ -71,13 +71,13 @@ def _check_quants(measurement: Measurement, session: Session) -> None:
 
 
 def _other_model(measurement: Measurement, session: Session) -> QuantMismatchError:
-    """KL against a quant is none against the model that it was made from, though both are of one model."""
+    """KL(quant‖mix) is not KL(model‖mix), though the quant was made from the model."""
     noted, here, model = measurement.exltune.provenance, session.reference, session.model
     if noted.reference is None and here is None:
         return QuantMismatchError("the measurement is of another model", where=str(model), fix="Measure this model")
     return QuantMismatchError(
         f"the measurement is against {described(noted.reference, noted.model_path)}, and this is "
-        f"{described(here, model)}: KL against one says nothing of KL against the other",
+        f"{described(here, model)}: KL(ref‖mix) of one says nothing of the other's",
         where=str(model),
         fix="Give the reference that was measured against with `model`, or measure against this one",
     )

@@ -1,4 +1,4 @@
-"""`exltune measurements`: what probe stores hold, merged and exported."""
+"""`exltune measurements`: the content of probe stores, merged and exported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from exltune.store.probe_files import CSV, JSONL, read_probes, write_probes
 
 
 def listed(store: str) -> list[StoredSet]:
-    """What a store holds. Raises: DataError where there is none, and as Database."""
+    """The content of a store. Raises: DataError where there is none, and as Database."""
     return stored_sets(_opened(store))
 
 
@@ -38,7 +38,7 @@ def shown(store: str, name: str) -> list[ShownProbe]:
 
 
 def merged(store: str, sources: Sequence[str]) -> Merged:
-    """Take other stores, and files that were exported, into one; what it has already is left as it is.
+    """Take other stores, and files that were exported, into one; its own probes stay as they are.
 
     Raises: DataError for a probe that two of them have with different numbers: nothing is merged then.
     """

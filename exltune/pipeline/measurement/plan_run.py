@@ -1,4 +1,4 @@
-"""Runs a probe plan: what it asks for is scored, or taken from the scores that are there."""
+"""Runs a probe plan: its mixes are scored, or taken from the stored scores."""
 
 from __future__ import annotations
 

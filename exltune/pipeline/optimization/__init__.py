@@ -1,1 +1,1 @@
-"""From a measurement to a recipe, and what a recipe says."""
+"""From a measurement to a recipe, and its explanation."""

@@ -1,4 +1,4 @@
-"""`exltune explain`: where a recipe's bits went, what they bought, and how it compares."""
+"""`exltune explain`: where a recipe's bits went, their gain, and how it compares."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def explain(
     """Explain a recipe from itself, its model's config and its measurement, each as far as it is at hand.
 
     model: directory or config.json, where the recipe does not lie beside it or note it. rules: hand rules beside the
-    ones that come with exltune. png: where to draw it; force replaces what is there.
+    ones that come with exltune. png: where to draw it; force replaces it.
     Raises: RecipeError, ModelError, DataError, QuantMismatchError for a measurement of another model, UsageError,
     OutputExistsError.
     """
@@ -65,7 +65,7 @@ def explain(
 
 @dataclass(frozen=True)
 class _Subject:
-    """A recipe with what is known about it."""
+    """A recipe with all that is known about it."""
 
     file: Path
     recipe: Recipe
@@ -145,12 +145,12 @@ class _Subject:
         return {unit.id for unit in units if unit.members == (unit.id,)}
 
     def _unfused(self, bits: Mapping[str, float], search: SearchDetail | None) -> tuple[str, ...]:
-        """What the mix gives up, where the search does not say so already."""
+        """The loss of unequal pairs, where the search does not say so already."""
         notes = () if self.sizes is None else unfused_note(bits, self.sizes)
         return tuple(note for note in notes if search is None or note not in search.warnings)
 
     def _left_bytes(self, groups: Sequence[GroupBits]) -> int | None:
-        """What groups and head leave of their budget."""
+        """The part of their budget that groups and head leave."""
         if self.sizes is None or self.recipe.target_bpw is None:
             return None
         block = self.recipe.exltune
@@ -168,7 +168,7 @@ class _Subject:
         if block is not None and block.provenance.reference is not None:
             notes.append(block.provenance.reference.told)
         if self.measurement is None:
-            notes.append("No measurement is given (`measurement` FILE): what each group bought is unknown")
+            notes.append("No measurement is given (`measurement` FILE): the gain of each group is unknown")
         elif left is None:
             notes.append("No model or target is known (`model`): which upgrades did not fit is unknown")
         if self.inventory is None:
@@ -201,7 +201,7 @@ def _groups_of_choices(choices: Mapping[str, str], file: Path) -> tuple[GroupBit
         try:
             bits = float(choice)
         except ValueError as error:
-            raise RecipeError(f"exltune.choices.{name}: {choice!r} is no bit width", where=str(file)) from error
+            raise RecipeError(f"exltune.choices.{name}: {choice!r} is not a bit width", where=str(file)) from error
         found.append(GroupBits(id=name, role=role, layer=int(layer), bits=bits, size_bytes=None))
     return tuple(found)
 

@@ -90,7 +90,7 @@ def optimize(
 ) -> Optimized:
     """Search the best mix within a budget, judge it against every method on fresh rows, and write its recipe.
 
-    session: on what was measured, as session_of gives it. out: the recipe's file; nothing is written without one. Where
+    session: on the measured model, from session_of. out: the recipe's file; nothing is written without one. Where
     the base quants are not at hand the best prediction wins and nothing is scored. The same call again takes the scores
     that are there already, and comes to the same recipe.
     Raises: BudgetError for an impossible budget, UsageError, DataError where the measurement or its texts cannot be
@@ -227,7 +227,7 @@ class _Run:
         return f"sqlite:///{self.out.with_suffix('.search.db').resolve()}"
 
     def _study_name(self, engine: str) -> str:
-        """Names what is searched, with which rules to turn, for which output."""
+        """Names the search, by its problem, the rules to turn, and the output."""
         first = self.problems[0]
         search = SEARCH.identity(
             engine=engine,

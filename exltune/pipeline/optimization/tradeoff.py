@@ -1,4 +1,4 @@
-"""`exltune tradeoff`: what a longer context or a better cache costs in bpw and KL."""
+"""`exltune tradeoff`: the cost of a longer context or a better cache, in bpw and KL(ref‖mix)."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def tradeoff(
 ) -> Tradeoff:
     """Predict the best mix for every context and cache, and at every context the best cache of all.
 
-    file: what measure wrote. model: directory or config.json, where it is not where the measurement says. png: where
-    to draw it; force replaces what is there.
+    file: the measurement. model: directory or config.json, where it is not where the measurement says. png: where
+    to draw it; force replaces it.
     Raises: UsageError, DataError for a measurement that cannot be read, OutputExistsError.
     """
     if png is not None:

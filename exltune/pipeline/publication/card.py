@@ -37,7 +37,7 @@ _NOBODY = "YOUR_NAME"
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What the user says of the page. gpus: one text for each column of contexts; empty for a choice of our own."""
+    """The user's options of the page. gpus: one text for each column of contexts; empty for a choice of our own."""
 
     base_model: str | None = None
     license: License | None = None
@@ -59,7 +59,7 @@ def card(
 
     evaluations: files of `exltune evaluate`, for directories that no tune here judged.
     Raises: DataError for a missing evaluation or verdict and for different token sets, QuantMismatchError for
-    different models, UsageError, OutputExistsError, and what opening the directories raises.
+    different models, UsageError, OutputExistsError, and all that opening the directories raises.
     """
     options, reporter = options or CardOptions(), reporter or Silent()
     for path in (out, out.with_name(CARD)):

@@ -11,7 +11,7 @@ from exltune.schema.card import CardMemory, CardRow, CardServe
 from exltune.schema.hardware import Hardware, Use
 
 DEFAULT_CACHE = "fp16"
-#: What people have; the columns of a table are the smallest of these that hold something.
+#: Memory that people have; the columns of a table are the smallest of these that hold something.
 _COMMON = ("8GiB", "12GiB", "16GiB", "24GiB", "32GiB", "2x24GiB", "80GiB", "4x24GiB", "6x24GiB", "2x96GiB", "4x96GiB")
 _COLUMNS = 3
 
@@ -19,7 +19,7 @@ _COLUMNS = 3
 def memories(labels: Sequence[str], sizes: Sequence[int]) -> tuple[CardMemory, ...]:
     """Columns of the table of contexts: those asked for, else the smallest that hold the smallest quant and up.
 
-    sizes: bytes of every quant. Raises: UsageError for labels that are no cards.
+    sizes: bytes of every quant. Raises: UsageError for labels that are not cards.
     """
     if labels:
         return tuple(CardMemory(label=label, gpus=parse_gpus(label)) for label in labels)

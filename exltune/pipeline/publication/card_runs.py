@@ -1,4 +1,4 @@
-"""What a card says of each tune: the verdict, the commands and the texts."""
+"""The part of a card about each tune: the verdict, the commands and the texts."""
 
 from __future__ import annotations
 

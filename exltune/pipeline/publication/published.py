@@ -1,4 +1,4 @@
-"""What of exltune's outputs is published: finished EXL3 directories by branch, and the tunes around them."""
+"""The published outputs of exltune: finished EXL3 directories by branch, and the tunes around them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PublishedQuant:
 
     @property
     def files(self) -> dict[str, Path]:
-        """What its branch gets, by name."""
+        """The files of its branch, by name."""
         return branch_files(self.path)[0]
 
 
@@ -73,7 +73,7 @@ class Published:
 def find_published(outs: Sequence[Path]) -> Published:
     """Quants and tunes in outputs of exltune: tune directories, and EXL3 directories by themselves.
 
-    Raises: UsageError, NotAModelError, QuantMismatchError, and what opening the directories raises.
+    Raises: UsageError, NotAModelError, QuantMismatchError, and all that opening the directories raises.
     """
     if not outs:
         raise UsageError("no output is given", fix="Name a tune's `out`, or EXL3 directories")
@@ -98,10 +98,10 @@ def find_published(outs: Sequence[Path]) -> Published:
 
 
 def read_quant(path: Path) -> PublishedQuant:
-    """An EXL3 directory, checked to be whole. Raises: NotAModelError, QuantMismatchError, what opening it raises."""
+    """An EXL3 directory, checked to be whole. Raises: NotAModelError, QuantMismatchError, and as EXL3 directories."""
     if not path.is_dir():
         raise NotAModelError("no such directory", where=str(path), fix="Name a tune's `out`, or an EXL3 directory")
-    # Every shard is opened: what lacks a tensor is not published.
+    # Every shard is opened: a directory that lacks a tensor is not published.
     quant = QuantDir(path)
     if not (path / QUANTIZATION_CONFIG).is_file():
         raise QuantMismatchError(
@@ -113,7 +113,9 @@ def read_quant(path: Path) -> PublishedQuant:
     for field in ("bits", "head_bits"):
         if not isinstance(settings.get(field), int | float):
             raise QuantMismatchError(
-                f"{_CONFIG}: quantization_config.{field} is no number", where=str(path), fix="Build or convert it again"
+                f"{_CONFIG}: quantization_config.{field} is not a number",
+                where=str(path),
+                fix="Build or convert it again",
             )
     return PublishedQuant(path, _branch(settings), (path / RECIPE).is_file(), quant.config)
 

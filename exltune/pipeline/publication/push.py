@@ -26,7 +26,7 @@ _AGAIN = "Make the card again with exltune card"
 
 @dataclass(frozen=True)
 class PushOptions:
-    """What the user says. card: the README, None for the one in the first output. branches: these quants alone, all
+    """The user's options. card: the README, None for the one in the first output. branches: these quants alone, all
     where empty. endpoint: None for HF_ENDPOINT, or the Hub itself.
     """
 
@@ -41,7 +41,7 @@ class PushOptions:
 
 @dataclass(frozen=True)
 class _Branch:
-    """Files of a branch by their path there, and what stays behind, with the reason."""
+    """Files of a branch by their path there, and the files left behind, with the reason."""
 
     name: str
     files: Mapping[str, Path]
@@ -49,10 +49,10 @@ class _Branch:
 
 
 def push(outs: Sequence[Path], options: PushOptions, *, reporter: Reporter | None = None) -> PushResult:
-    """Bring quants and their card to the Hub; the same call again sends what is missing.
+    """Bring quants and their card to the Hub; the same call again sends the missing files.
 
     Quants come first and main last: its page never leads to a branch that is not there.
-    Raises: UsageError, DataError for a card that is missing or does not fit, HubError, and what opening the
+    Raises: UsageError, DataError for a card that is missing or does not fit, HubError, and all that opening the
     directories raises.
     """
     reporter = reporter or Silent()
@@ -112,7 +112,7 @@ def _branch(quant: PublishedQuant, page: Mapping[str, Path]) -> _Branch:
 
 
 def _page(readme: Path, repo_id: str, branches: Sequence[str]) -> dict[str, Path]:
-    """The card and what it stands on, by path in the repository, checked to be what the card says."""
+    """The card and its sources, by path in the repository, checked against the card."""
     card_file = readme.with_name(CARD)
     for path in (readme, card_file):
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""`exltune inspect`: what a model is made of and what it would weigh."""
+"""`exltune inspect`: the parts of a model and its size at every width."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Inspection(Record):
     """The model, its groups in forward order with the head last, and the plain quants' sizes by bit width.
 
     size_bytes and bpw: bit width -> all linears and head with the head at `head_bits`; bpw is exllamav3's, scales
-    and router gates included, head left out. engine: what `--engine auto` takes here; engine_remark: why no faster one.
+    and router gates included, head left out. engine: the choice of `--engine auto` here; engine_remark: why no faster
+    one.
     """
 
     path: str

@@ -81,10 +81,10 @@ class QuantizeOptions:
 def quantize(session: Session, out: Path, settings: QuantizeOptions, *, force: bool = False) -> list[Path]:
     """Write one EXL3 directory for each width into `out`; those that are there already are kept, whatever their names.
 
-    What others made of this model is taken as it is, head and all, unless force is given.
+    Quants that others made of this model are taken as they are, head and all, unless force is given.
     Raises: UsageError for bits that do not exist, OutputExistsError for a directory made with other settings,
     QuantMismatchError for one that others made of another model or with another codebook,
-    DataError, ModelError, and what the engine raises.
+    DataError, ModelError, and all that the engine raises.
     """
     reporter, opened = session.reporter, _engine(session, settings)
     if settings.hq and not isinstance(opened, Converter):
@@ -101,7 +101,7 @@ def quantize(session: Session, out: Path, settings: QuantizeOptions, *, force: b
                     run.quantize(missing, reporter)
                     run.assemble(missing, force, reporter)
             except (NonFiniteError, MissingTensorError):
-                # Once the model is mended it is another one: what is done of this one is of no use.
+                # Once the model is mended it is another one: finished tensors of this one are of no use.
                 run.store.remove()
                 raise
         run.store.remove()
@@ -179,7 +179,7 @@ class _Run:
         return True
 
     def quantize(self, widths: Sequence[float], reporter: Reporter) -> None:
-        """Quantize what the store does not hold yet."""
+        """Quantize the linears that the store does not hold yet."""
         wanted = all_jobs(self.inventory, widths, [self.settings.head_of(bits) for bits in widths])
         todo = [job for job in wanted if job not in self.store]
         if len(todo) < len(wanted):
@@ -203,7 +203,7 @@ class _Run:
             )
 
     def convert(self, converter: Converter, widths: Sequence[float], force: bool, reporter: Reporter) -> None:
-        """Write the directories of all widths with the engine's own converter, which keeps what it needs to resume."""
+        """Write the directories of all widths with the engine's own converter, which keeps its own state to resume."""
         self._check_weights(reporter)
         for bits in widths:
             directory, work_dir = self.out / self.settings.directory(bits), self._work_dir(bits)

@@ -37,7 +37,7 @@ def requantize(
     """Write the EXL3 model of a recipe to `out`; a run that was killed is taken up again.
 
     Raises: RecipeError, UsageError for bits that the codebook lacks or a recipe of another model, OutputExistsError,
-    QuantMismatchError where the bytes are not those of the plan, and what the engine raises.
+    QuantMismatchError where the bytes are not those of the plan, and all that the engine raises.
     """
     reporter = session.reporter
     load_unquantized(session.model)
@@ -62,7 +62,7 @@ def requantize(
 
 
 class _Run:
-    """A recipe resolved for a model, its calibration rows, and the folder of what is done."""
+    """A recipe resolved for a model, its calibration rows, and the folder of finished tensors."""
 
     def __init__(self, session: Session, recipe: Recipe, codebook: Codebook, out: Path) -> None:
         self.session, self.recipe, self.codebook = session, recipe, codebook
@@ -102,7 +102,7 @@ class _Run:
         return ConvertJob(self.mean_bits, self.head_bits, self.codebook, partial, self.work_dir, self.bits)
 
     def quantize(self, partial: Path, progress: Progress) -> None:
-        """Quantize linear by linear what the store does not hold yet, and write the directory."""
+        """Quantize the linears that the store does not hold yet, and write the directory."""
         files, store = TensorFiles(self.engine.model_dir), TensorStore(self.work_dir)
         bits = self.bits | dict.fromkeys(self.engine.inventory.head.tensors, self.head_bits)
         todo = [TensorJob(key, width) for key, width in bits.items() if width != UNQUANTIZED_BITS]

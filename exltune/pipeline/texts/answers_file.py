@@ -19,7 +19,7 @@ _NOTE = "exltune"
 class AnswersFile:
     """Answers by task, a JSON line each, flushed to disk before the next part begins.
 
-    job: what the answers depend on. force: drop answers of another job.
+    job: the inputs of the answers. force: drop answers of another job.
     Raises: OutputExistsError where such answers wait and `force` is not given.
     """
 
@@ -61,7 +61,7 @@ class AnswersFile:
         self.answers |= {task.key: answer for task, answer in part}
 
     def finish(self, out: Path, tasks: list[Task]) -> GenerateResult:
-        """Write the file in the order of the tasks, without empty answers, and remove what was kept beside it."""
+        """Write the file in the order of the tasks, without empty answers, and remove the files kept beside it."""
         answers = [(task, self.answers[task.key]) for task in tasks]
         rows = [_row(task, answer) for task, answer in answers if not answer.empty]
         write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -77,7 +77,7 @@ class AnswersFile:
 
 
 def _row(task: Task, answer: Answer) -> dict[str, Any]:
-    """A row that --data takes; what it came from stands in a field that --data leaves alone."""
+    """A row that --data takes; its origin stands in a field that --data leaves alone."""
     prompt, sample = task.key
     note = {"prompt": prompt, "sample": sample, "tokens": answer.tokens, "finish": answer.finish}
     return {**_with_answer(task.prompt, answer), _NOTE: note}

@@ -88,7 +88,7 @@ def _run(sampler: Sampler, tasks: list[Task], kept: AnswersFile, reporter: Repor
 def _job(
     tokenizer: ModelTokenizer, tasks: list[Task], settings: GenerateOptions, endpoint: Endpoint | None, batch: int
 ) -> str:
-    """What the answers depend on."""
+    """The inputs of the answers."""
     asked = [(task.key, task.prompt.row()) for task in tasks]
     if endpoint is not None:
         return ASK.identity(

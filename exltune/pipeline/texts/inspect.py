@@ -1,4 +1,4 @@
-"""`exltune data`: what the token sets of a model hold, which experts they reach, and a set as a file of its own."""
+"""`exltune data`: the token sets of a model, which experts they reach, and a set as a file of its own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def inspect_data(
 ) -> DataReport:
     """Deal the token sets, and for a mixture of experts run the calibration set through the model's own routing.
 
-    minimum: tokens below which an expert counts as rare. Raises: DataError, ModelError, and what the engine raises.
+    minimum: tokens below which an expert counts as rare. Raises: DataError, ModelError, and all that the engine raises.
     """
     samples = read_samples(settings, model)
     sets = dealt(samples, settings, ModelTokenizer(model))

@@ -15,7 +15,7 @@ from exltune.schema.report import ReportGroup, WholeMix
 
 @dataclass(frozen=True)
 class Parts:
-    """What every single part of a mix costs: as probed, else by the law of the swaps.
+    """The cost of every single part of a mix: as probed, else by the law of the swaps.
 
     mix_law: unit id -> choice -> nats/token, by the law over whole mixes, with its gamma.
     """
@@ -28,7 +28,7 @@ class Parts:
     def whole(
         self, name: str, source: str, choices: Mapping[str, Choice], kld: float, se: float | None
     ) -> WholeMix | None:
-        """A scored mix beside what its parts say; None where a part's cost is known neither way."""
+        """A scored mix beside the sum of its parts; None where a part's cost is known neither way."""
         detail, costs, in_mixes, by_law = self.measurement.exltune, [], [], 0
         base_kld = 0.0 if detail.base == REFERENCE else self.measurement.base_kld
         for unit in (*detail.groups, *detail.wider):
@@ -80,7 +80,7 @@ def uniform_mixes(parts: Parts) -> tuple[WholeMix, ...]:
 
 
 def scored_mixes(parts: Parts, recipe: Recipe | None) -> tuple[tuple[WholeMix, ...], tuple[str, ...]]:
-    """The standings of the recipe's search, and what kept mixes from being shown."""
+    """The standings of the recipe's search, and the reasons why mixes are not shown."""
     if recipe is None:
         return (), ()
     detail = recipe.exltune
@@ -98,5 +98,5 @@ def scored_mixes(parts: Parts, recipe: Recipe | None) -> tuple[tuple[WholeMix, .
 
 
 def _by_gamma(costs: Sequence[float], gamma: float) -> float:
-    """Error energies add up, KL grows with their sum to the power gamma: exltune/search/law/surrogate.py."""
+    """KL(reference‖mix) is the sum of error energies to the power gamma: exltune/search/law/surrogate.py."""
     return float(sum(max(cost, 0.0) ** (1 / gamma) for cost in costs) ** gamma)

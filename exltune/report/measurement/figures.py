@@ -54,7 +54,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Hovers:
-    """What stands beside the pointer. Figures hold numbers of texts, as a probe is in several; the page fills them in.
+    """The text beside the pointer. Figures hold numbers of texts, as a probe is in several; the page fills them in.
 
     Lines end in a newline. Names are escaped, as plotly reads tags in text.
     """
@@ -81,7 +81,7 @@ class Hovers:
 
 
 def _hover(group: ReportGroup, probe: ReportProbe) -> str:
-    lines = [f"{escape(group.id, quote=False)} at {probe.bits:g} bits", f"KL {shown_kld(probe)} nats/token"]
+    lines = [f"{escape(group.id, quote=False)} at {probe.bits:g} bits", f"KL(ref‖mix) {shown_kld(probe)} nats/token"]
     if probe.ci95 is not None:
         lines.append(f"95 %: {readable(probe.ci95[0])} to {readable(probe.ci95[1])}")
     if probe.law_kld is not None:
@@ -91,7 +91,7 @@ def _hover(group: ReportGroup, probe: ReportProbe) -> str:
 
 
 def heat_map(report: Report, hovers: Hovers) -> Chart:
-    """Layers by rows, coloured by log KL of the swap at one width, on that width's own scale."""
+    """Layers by rows, coloured by log KL(reference‖mix) of the swap at one width, on that width's own scale."""
     figure = go.Figure()
     for choice in report.widths:
         figure.add_trace(_cells(report, choice, hovers))
@@ -100,7 +100,7 @@ def heat_map(report: Report, hovers: Hovers) -> Chart:
     marks = ticks(low, high)
     height = max(_LEAST_HEIGHT, _ROW_HEIGHT * len(rows) + _AROUND)
     bar = {
-        "title": {"text": "KL, nats/token", "side": "right"},
+        "title": {"text": KLD, "side": "right"},
         "tickvals": [log10(mark) for mark in marks],
         "ticktext": [f"{mark:g}" for mark in marks],
         "thickness": 14,
@@ -112,7 +112,7 @@ def heat_map(report: Report, hovers: Hovers) -> Chart:
 
 
 def intervals(report: Report, hovers: Hovers) -> Chart:
-    """Groups in the order of their KL with 95 % intervals, at one width."""
+    """Groups in the order of their KL(reference‖mix) with 95 % intervals, at one width."""
     figure, patches = go.Figure(), {}
     low, roles = least_kld(report.groups), roles_of(report.groups)
     for choice in report.widths:
@@ -131,7 +131,9 @@ def intervals(report: Report, hovers: Hovers) -> Chart:
     few = len(report.groups) <= _FEW_GROUPS
     figure.update_layout(legend_title_text="role", **layout(_INTERVALS_HEIGHT + _NAMES_HEIGHT * few))
     figure.update_yaxes(title_text=KLD, **log_axis(_range(report), decades=_AT_ONE_WIDTH))
-    figure.update_xaxes(title_text="groups, the largest KL first", tickangle=-60 if few else 0, showgrid=False)
+    figure.update_xaxes(
+        title_text="groups, the largest KL(reference‖mix) first", tickangle=-60 if few else 0, showgrid=False
+    )
     if not few:
         return Chart(figure)
     first = patches[report.widths[0]]
@@ -140,7 +142,7 @@ def intervals(report: Report, hovers: Hovers) -> Chart:
 
 
 def layout(height: int) -> dict[str, Any]:
-    """What all figures have in common: dark on white, whatever the page around them."""
+    """The layout of all figures: dark on white, whatever the page around them."""
     return {
         "template": "plotly_white",
         "height": height,

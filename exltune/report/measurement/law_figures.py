@@ -1,4 +1,4 @@
-"""Interactive figures of how KL goes with error, with the sum of parts, and with the bits of head and cache."""
+"""Interactive figures: KL(reference‖mix) by error, by the sum of parts, and with the bits of head and cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HALF_WIDTH = 1.96
 
 
 def error_law(report: Report, hovers: Hovers) -> Chart:
-    """A panel by role: KL against the codec's r(K), and the law at the role's median S."""
+    """A panel by role: KL(reference‖mix) against the codec's r(K), and the law at the role's median S."""
     roles = roles_of(report.groups)
     laws = {law.role: law for law in report.laws}
     columns = min(_COLUMNS, len(roles))
@@ -44,12 +44,12 @@ def error_law(report: Report, hovers: Hovers) -> Chart:
     figure.update_xaxes(type="log", tickvals=list(errors), ticktext=bits, showticklabels=True)
     figure.update_xaxes(title_text="r(K), log scale; ticks: K, bits", row=lines)
     figure.update_yaxes(**log_axis([low, *(probe.kld_nats for group in report.groups for probe in group.probes)]))
-    figure.update_yaxes(title_text="KL, nats/token", col=1)
+    figure.update_yaxes(title_text=KLD, col=1)
     return Chart(figure)
 
 
 def law_misfit(report: Report, hovers: Hovers) -> Chart:
-    """Measured KL over the law's, against the law's."""
+    """Measured KL(reference‖mix) over the law's, against the law's."""
     figure = go.Figure()
     seen = [probe for group in report.groups for probe in group.probes if probe.over_law is not None]
     for number, role in enumerate(roles_of(report.groups)):
@@ -69,14 +69,17 @@ def law_misfit(report: Report, hovers: Hovers) -> Chart:
     figure.add_hline(y=1, line={"color": "#767676", "dash": "dash"})
     figure.update_layout(legend_title_text="role", **layout(_PLOT_HEIGHT))
     figure.update_xaxes(
-        title_text="KL by the law S · r(K)^p, nats/token", **log_axis(probe.law_kld or 0.0 for probe in seen)
+        title_text="KL(reference‖mix) by the law S · r(K)^p, nats/token",
+        **log_axis(probe.law_kld or 0.0 for probe in seen),
     )
-    figure.update_yaxes(title_text="measured KL over the law's", **log_axis(probe.over_law or 0.0 for probe in seen))
+    figure.update_yaxes(
+        title_text="measured KL(reference‖mix) over the law's", **log_axis(probe.over_law or 0.0 for probe in seen)
+    )
     return Chart(figure)
 
 
 def additivity(report: Report) -> Chart:
-    """What the parts say about whole mixes, against what was measured of them."""
+    """KL(reference‖mix) of whole mixes: by their parts, against measured."""
     figure = go.Figure()
     mixes = [mix for mix in report.mixes if mix.measured_kld > 0]
     series = [("sum of the parts' swaps", [mix.sum_of_parts for mix in mixes])]

@@ -72,7 +72,7 @@ def _check(measurement: Measurement, source: Path) -> None:
         odd = [probe.choice for probe in group.probes if not np.isfinite(probe.kld_nats)]
         if odd:
             raise DataError(
-                f"kld_nats of {group.id} at {', '.join(odd)} bits is no finite number",
+                f"kld_nats of {group.id} at {', '.join(odd)} bits is not a finite number",
                 where=str(source),
                 fix="Measure again",
             )
@@ -105,7 +105,7 @@ def _groups(measurement: Measurement) -> tuple[ReportGroup, ...]:
 
 
 def _group(unit: MeasuredGroup, base: str, law: Mapping[float, float] | None) -> ReportGroup:
-    """law: KL by bits."""
+    """law: KL(reference‖mix) by bits."""
     return ReportGroup(
         **unit.as_fields,
         row=_row(unit),
@@ -117,7 +117,7 @@ def _group(unit: MeasuredGroup, base: str, law: Mapping[float, float] | None) ->
 
 
 def _telling(unit: MeasuredGroup) -> list[Probe]:
-    """Its probes but for those of the reference's own weights, whose KL is 0 by definition."""
+    """Its probes but for those of the reference's own weights, whose KL(reference‖mix) is 0 by definition."""
     return [probe for probe in unit.probes if not probe.of_reference]
 
 
@@ -144,7 +144,7 @@ def _probe(probe: Probe, unit: MeasuredGroup, base: str, law: Mapping[float, flo
 
 
 def interval(probe: Probe) -> tuple[float, float] | None:
-    """95 % interval of a probe's KL: the recorded one, else Student's t over its rows, else normal.
+    """95 % interval of a probe's KL(reference‖mix): the recorded one, else Student's t over its rows, else normal.
 
     KL is never negative, and so the interval is not; None where no standard error is known.
     """
@@ -189,16 +189,16 @@ def _remarks(measurement: Measurement) -> list[str]:
     if own:
         remarks.append(
             f"Swaps to {', '.join(f'{bits:g}' for bits in own)} bits that put in the reference's own weights are not "
-            "shown: their KL is 0 by definition, which does not say that these bits lose nothing"
+            "shown: their KL(ref‖mix) is 0 by definition, which does not say that these bits lose nothing"
         )
     if detail.base != REFERENCE:
         remarks.append(
-            f"Swaps are on the base quant {detail.base} and not on the unquantized model: every KL here holds that of "
-            f"the base, {measurement.base_kld:.6g} nats/token"
+            f"Swaps are on the base quant {detail.base} and not on the unquantized model: every KL(ref‖mix) here "
+            f"holds that of the base, {measurement.base_kld:.6g} nats/token"
         )
     floor = sum(probe.kld_nats <= 0 for unit in units for probe in _telling(unit))
     if floor:
-        remarks.append(f"{floor} swaps have a KL of zero or below; on log scales they lie at the lower edge")
+        remarks.append(f"{floor} swaps have a KL(ref‖mix) of zero or below; on log scales they lie at the lower edge")
     guessed = sum(probe.estimated for unit in units for probe in unit.probes)
     if guessed:
         remarks.append(

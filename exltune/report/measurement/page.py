@@ -20,13 +20,13 @@ from exltune.schema.report import Report, ReportGroup, ReportProbe
 _TEMPLATE = "report.html.j2"
 #: Rows of a table of the top or bottom groups.
 _TABLE_ROWS = 15
-#: Pixels of a cell of the heat map at most, and of what stands beside the cells.
+#: Pixels of a cell of the heat map at most, and of the space beside the cells.
 _CELL_WIDTH, _BESIDE = 74, 260
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The top and bottom groups at one width, by KL and, where the bytes are known, by KL per MiB saved."""
+    """The top and bottom groups at one width, by KL(reference‖mix) and, with known bytes, by that per MiB saved."""
 
     choice: str
     bits: float
@@ -78,9 +78,12 @@ def _as_json(charts: Mapping[str, Chart]) -> dict[str, Any]:
 
 def _ranking(report: Report, choice: str) -> Ranking:
     ranked = by_kld(report, choice)
-    tables = [("Largest KL", ranked), ("Smallest KL", ranked[::-1])]
+    tables = [("Largest KL(ref‖mix)", ranked), ("Smallest KL(ref‖mix)", ranked[::-1])]
     priced = [(probe.kld_per_mib, group, probe) for group, probe in ranked if probe.kld_per_mib is not None]
     if priced:
         dear = [(group, probe) for _, group, probe in sorted(priced, key=lambda one: -one[0])]
-        tables += [("Most KL per MiB saved: raise first", dear), ("Least KL per MiB saved: lower first", dear[::-1])]
+        tables += [
+            ("Most KL(ref‖mix) per MiB saved: raise first", dear),
+            ("Least KL(ref‖mix) per MiB saved: lower first", dear[::-1]),
+        ]
     return Ranking(choice, ranked[0][1].bits, tuple((title, rows[:_TABLE_ROWS]) for title, rows in tables))

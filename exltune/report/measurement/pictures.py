@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 120
-#: Inches: a cell of the heat map at most and at least, its height, what stands around a map, and a plain plot.
+#: Inches: a cell of the heat map at most and at least, its height, the space around a map, and a plain plot.
 _CELL_WIDTH, _LEAST_CELL_WIDTH, _CELL_HEIGHT, _AROUND = 0.5, 0.11, 0.24, (2.2, 0.75)
 _PLOT = (9.0, 4.8)
 _MARKS = "osD^v<>P*XphH8d"
@@ -84,7 +84,7 @@ def _intervals(report: Report) -> bytes:
                 label=None if hollow else role,
             )
     axes.set_yscale("log")
-    axes.set_xlabel("groups, the largest KL first")
+    axes.set_xlabel("groups, the largest KL(reference‖mix) first")
     _finish(axes, f"At {ranked[0][1][1].bits:g} bits, with 95 % intervals", KLD)
     return _png(figure)
 
@@ -157,7 +157,7 @@ def _wider(report: Report) -> bytes | None:
     return _png(figure)
 
 
-#: File name -> what draws it; None where the report has nothing to draw.
+#: File name -> its drawing function; None where the report has nothing to draw.
 PICTURES: dict[str, Callable[[Report], bytes | None]] = {
     "kl_heat_map.png": _heat_maps,
     "kl_intervals.png": _intervals,

@@ -1,4 +1,4 @@
-"""What all pictures of a report share: the order of rows, colours and marks of roles, and where log scales end."""
+"""Shared by all pictures of a report: the order of rows, colours and marks of roles, and where log scales end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOUR_SCALE = "cividis"
 
 KLD = "KL(reference‖mix), nats/token"
 
-#: A log scale needs a lower edge for what is zero: this share of the least positive value.
+#: A log scale needs a lower edge for zeros: this share of the least positive value.
 _EDGE = 0.5
 _NOTHING = 1e-9
 
@@ -42,13 +42,13 @@ def roles_of(groups: Iterable[ReportGroup]) -> list[str]:
 
 
 def columns_of(groups: Iterable[ReportGroup]) -> dict[int | None, str]:
-    """Columns of the heat map: layers, ascending, and what is in none."""
+    """Columns of the heat map: layers, ascending, then groups in none."""
     layers = sorted({group.layer for group in groups}, key=lambda layer: (layer is None, layer or 0))
     return {layer: "-" if layer is None else str(layer) for layer in layers}
 
 
 def least_kld(groups: Sequence[ReportGroup]) -> float:
-    """Where what is zero or below lies on log scales: below every positive KL; nats/token."""
+    """The place of zero and below on log scales: below every positive KL(reference‖mix); nats/token."""
     positive = [probe.kld_nats for group in groups for probe in group.probes if probe.kld_nats > 0]
     return _EDGE * min(positive) if positive else _NOTHING
 
@@ -59,7 +59,7 @@ def at(group: ReportGroup, choice: str) -> ReportProbe | None:
 
 
 def law_curve(groups: Iterable[ReportGroup]) -> dict[float, float]:
-    """r -> the median over groups of what the law of their swaps gives there, nats/token; r ascending."""
+    """r -> the median over groups of their law there, nats/token; r ascending."""
     klds: dict[float, list[float]] = {}
     for group in groups:
         for bits, kld in group.law_klds.items():
@@ -68,7 +68,7 @@ def law_curve(groups: Iterable[ReportGroup]) -> dict[float, float]:
 
 
 def by_kld(report: Report, choice: str) -> list[tuple[ReportGroup, ReportProbe]]:
-    """Groups with a probe at a choice, the largest KL first."""
+    """Groups with a probe at a choice, the largest KL(reference‖mix) first."""
     found = [(group, probe) for group in report.groups if (probe := at(group, choice)) is not None]
     return sorted(found, key=lambda pair: -pair[1].kld_nats)
 
@@ -79,7 +79,7 @@ def readable(kld: float) -> str:
 
 
 def shown_kld(probe: ReportProbe) -> str:
-    """A probe's KL; with a ~ where it is estimated."""
+    """A probe's KL(reference‖mix); with a ~ where it is estimated."""
     return f"~{readable(probe.kld_nats)}" if probe.estimated else readable(probe.kld_nats)
 
 

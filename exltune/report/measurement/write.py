@@ -18,11 +18,11 @@ from exltune.store.records import read_recipe, read_record
 def report(
     file: Path, out: Path, *, recipe: Path | None = None, pictures: Path | None = None, force: bool = False
 ) -> ReportResult:
-    """Write what a measurement says to one HTML file, and as PNGs to the folder `pictures`.
+    """Write a measurement as one HTML file, and as PNGs to the folder `pictures`.
 
     recipe: whose search scored further mixes. force replaces files that are there.
-    Raises: UsageError without plotly, DataError for what is no measurement, RecipeError, QuantMismatchError for a
-    recipe of another model, OutputExistsError.
+    Raises: UsageError without plotly, DataError for a file that is not a measurement, RecipeError, QuantMismatchError
+    for a recipe of another model, OutputExistsError.
     """
     _check_plotly()
     from exltune.report.measurement.page import report_page

@@ -1,4 +1,4 @@
-"""What exllamav3's optimizer makes of a measurement: upgrades by KL per bit, none ever taken back."""
+"""exllamav3's greedy optimizer on a measurement: upgrades by KL(reference‖mix) per bit, none ever taken back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def exllamav3_greedy(problem: SearchProblem) -> dict[str, float] | None:
 
 @dataclass(frozen=True)
 class _Rung:
-    """One width of a unit; weight: what its KL change over the lowest width counts."""
+    """One width of a unit; weight: of its KL change over the lowest width."""
 
     bits: float
     size_bytes: int

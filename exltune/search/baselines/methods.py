@@ -1,4 +1,4 @@
-"""Baselines: what every method proposes at a budget."""
+"""Baselines: the proposals of every method at a budget."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ BASELINES: Mapping[str, Baseline] = {
 def baseline_mixes(problem: SearchProblem, rules: Sequence[Heuristics] = ()) -> tuple[Candidate, ...]:
     """The baselines of all methods and rule files; every one is within the budget.
 
-    With a measurement each carries its predicted KL, a sum of single swaps.
+    With a measurement each carries its predicted KL(reference‖mix), a sum of single swaps.
     """
     table = None if problem.measurement is None else measured_costs(problem.measurement, problem.widths)
     found = [proposer(problem) for proposer in BASELINES.values()]

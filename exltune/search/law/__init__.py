@@ -1,1 +1,1 @@
-"""What bits do to a whole mix: costs of swaps, and the law that learns from scored mixes."""
+"""The effect of bits on a whole mix: costs of swaps, and the law that learns from scored mixes."""

@@ -1,4 +1,4 @@
-"""What every bit width of every group costs, from a measurement: as measured, and as a fitted law."""
+"""The cost of every bit width of every group, from a measurement: as measured, and as a fitted law."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from exltune.schema.mix import REFERENCE
 
 Floats = npt.NDArray[np.float64]
 
-#: Exponents tried, and what is believed of them before any probe: 2 in theory, 1.3 to 1.7 seen on small MoE models.
+#: Exponents tried, and their prior before any probe: 2 in theory, 1.3 to 1.7 seen on small MoE models.
 _EXPONENTS = np.arange(1.0, 3.001, 0.05)
 _EXPONENT_PRIOR = (1.75, 0.35)
 
@@ -100,7 +100,7 @@ def fitted_laws(measurement: Measurement, widths: Sequence[float]) -> dict[str, 
 
 
 def _base(measurement: Measurement) -> tuple[float, float]:
-    """KL in nats/token and rfn of what all unprobed groups have."""
+    """KL(reference‖mix) in nats/token and rfn of all unprobed groups."""
     if measurement.exltune.base == REFERENCE:
         return 0.0, 0.0
     return measurement.base_kld, float(np.sqrt(nmse(float(measurement.exltune.base))))

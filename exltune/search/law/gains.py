@@ -1,4 +1,4 @@
-"""What a mix spent its bits on: gains by group, upgrades out of reach, and how it differs from another mix."""
+"""The gains of a mix's bits: gains by group, upgrades out of reach, and its differences from another mix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MIB = 1 << 20
 
 
 def steps_taken(measurement: Measurement, bits: Mapping[str, float], sizes: SizeModel | None) -> tuple[Step, ...]:
-    """From the lowest measured width to the mix's, for every unit that is above it; the most KL per byte first.
+    """From the lowest measured width to the mix's, for every unit above it; the most KL(reference‖mix) per byte first.
 
     bits: of every group, by id. Units whose members differ, or whose width was not measured, are left out.
     """

@@ -1,4 +1,4 @@
-"""The law over a measurement alone: what its swaps and its whole mixes say without the model at hand."""
+"""The law over a measurement alone: from its swaps and its whole mixes, without the model at hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MeasuredUnits:
         return {}
 
     def assignment_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None:
-        """Index of every unit's option in a mix; None where members differ or a choice is no option here."""
+        """Index of every unit's option in a mix; None where members differ or a choice is not an option here."""
         assignment = []
         for unit in self.units:
             wanted = {choices.get(member) for member in unit.members}

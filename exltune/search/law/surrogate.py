@@ -1,10 +1,10 @@
-"""What every unit's bits do to a whole mix: a power law that learns from single swaps and from every scored mix.
+"""The effect of every unit's bits on a whole mix: a power law that learns from single swaps and from every scored mix.
 
     KL(reference‖mix) = (sum over units of z_u(K))^gamma,   z_u(K) = exp(a_u) * (r(K) / r(K_lowest))^q_role
 
-z is an error energy: it adds up over units and falls with the codec's error r, theory says q = 2. KL grows slower than
-energy (gamma < 1), which is why single swaps look flatter in bits than they are within a mix and why their sum is
-larger than the whole. The prior on a_u is the unit's own swaps; gamma and q are fitted with it.
+z is an error energy: it adds up over units and falls with the codec's error r, theory says q = 2. KL(reference‖mix)
+grows slower than energy (gamma < 1), which is why single swaps look flatter in bits than they are within a mix and why
+their sum is larger than the whole. The prior on a_u is the unit's own swaps; gamma and q are fitted with it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _LEAST_SLOPE = 1e-5
 
 
 class Units(Protocol):
-    """What the law is fitted over: a search problem, or a measurement alone.
+    """The units of the law: those of a search problem, or a measurement alone.
 
     extras: default choice of the cache's keys, where they are units. assignment_of: a mix as indices of
     options, or None.
@@ -191,7 +191,7 @@ class Surrogate:
         return self._log_kld(self._parameters, np.asarray(assignment, dtype=np.int64))
 
     def energies(self, rng: np.random.Generator | None = None) -> list[Floats]:
-        """z of every option of every unit: what an exact knapsack has to make least. With rng a posterior sample."""
+        """z of every option of every unit: the sum that an exact knapsack minimizes. With rng a posterior sample."""
         parameters = self._parameters
         if rng is not None and self._root is not None:
             draw = rng.standard_normal(len(parameters))

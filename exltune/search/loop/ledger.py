@@ -1,4 +1,4 @@
-"""What scored mixes say on the same rows: a history read as numbers."""
+"""Scored mixes on the same rows: a history read as numbers."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ class Ledger:
         return mix_key(choices) in self._dropped or (found is not None and len(found.kld_rows) >= rows)
 
     def rows_of(self, choices: Mapping[str, str]) -> Floats | None:
-        """(rows,) KL of a mix that was scored on all rows."""
+        """(rows,) KL(reference‖mix) of a mix that was scored on all rows."""
         found = self.history.get(choices)
         return np.array(found.kld_rows) if found is not None and len(found.kld_rows) >= self.rows else None
 
     def first_rung(self, choices: Mapping[str, str]) -> float | None:
-        """Mean KL on the first rung's rows."""
+        """Mean KL(reference‖mix) on the first rung's rows."""
         found = self.history.get(choices)
         return None if found is None else float(np.mean(found.kld_rows[: self.half]))
 
     def kld(self, choices: Mapping[str, str]) -> float | None:
-        """Mean KL on all rows; what is missing is filled in by how the rows' difficulty went for a mix that has all."""
+        """Mean KL(reference‖mix) on all rows; missing rows are filled in by their difficulty for a mix that has all."""
         found = self.history.get(choices)
         return None if found is None else self._on_all_rows(found)
 
     def scored(self) -> list[tuple[ScoredMix, float]]:
-        """Every mix with its mean KL on all rows, as `kld`."""
+        """Every mix with its mean KL(reference‖mix) on all rows, as `kld`."""
         return [(mix, self._on_all_rows(mix)) for mix in self.history.mixes.values()]
 
     def _on_all_rows(self, mix: ScoredMix) -> float:

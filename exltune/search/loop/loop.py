@@ -1,4 +1,4 @@
-"""The search: propose whole mixes, take in what they scored, refit, solve exactly again."""
+"""The search: propose whole mixes, take in their scores, refit, solve exactly again."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Search:
         return done
 
     def finalists(self, number: int) -> dict[str, Assignment]:
-        """What the search offers at one size: what it holds, its best score, and the law's own optimum."""
+        """The search's offers at one size: its incumbent, its best score, and the law's own optimum."""
         self._catch_up()
         problem = self.problems[number]
         found = {"search": self.incumbent[number], "search-law": self._optimum(problem)}
@@ -156,7 +156,7 @@ class Search:
         return [one for one in found.values() if not self.ledger.known(one.candidate.choices, rows)]
 
     def _tell(self, one: Proposal) -> None:
-        """Tell the knobs what their setting's mix scored, if it was scored."""
+        """Tell the knobs the score of their setting's mix, if it has one."""
         if one.trial is not None and self.knobs is not None:
             self.knobs.tell(one.trial, self.ledger.kld(one.candidate.choices), one.size_bytes)
 

@@ -1,4 +1,4 @@
-"""What a search comes to: how all methods stand on fresh rows, and the recipe that is handed over."""
+"""The result of a search: standings of all methods on fresh rows, and the recipe that is handed over."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SearchOutcome:
 
 
 def rank_by_prediction(problem: SearchProblem, baselines: Sequence[Candidate], law: Surrogate) -> list[Standing]:
-    """Standings by what the law predicts, its own optimum among them."""
+    """Standings by the law's predictions, its own optimum among them."""
     best = solve(problem, law.energies())
     assert best is not None, "a problem is feasible when it is made"
     return standings(problem, distinct_candidates(problem, baselines, {"search-law": best}), law)
@@ -104,7 +104,7 @@ def front_point(problem: SearchProblem, winner: Standing, recipe: str | None) ->
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise UsageError for rules that bear the name of another method, or of what the search finds."""
+    """Raise UsageError for rules that bear the name of another method, or of the search's own mixes."""
     for name, count in Counter(names).items():
         if count > 1 or name.startswith(SEARCHED):
             raise UsageError(f"there is a method named {name!r} already", fix="Give your rules another name")

@@ -32,7 +32,7 @@ def standings(
     history: History | None = None,
     selection: Mapping[str, Score] | None = None,
 ) -> list[Standing]:
-    """Every candidate with what is predicted and measured of it, the one to hand over first.
+    """Every candidate with its predicted and measured numbers, the one to hand over first.
 
     selection: scores on the selection set by candidate name; without them the best prediction leads.
     """

@@ -1,4 +1,4 @@
-"""Run a search: what it proposes is scored in batches, each kept as soon as it is done."""
+"""Run a search: its proposals are scored in batches, each kept as soon as it is done."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run_rounds(search: Search, scores: RowScores, progress: Progress, *, seconds
         _score_proposals(search.survivors(proposals), search, scores, rest, watch)
         done = search.conclude(proposals)
         incumbent = ", ".join(f"{kld:.4f}" for kld in done.incumbent_kld if kld is not None)
-        watch.what = f"round {done.number}: incumbent KL {incumbent}"
+        watch.what = f"round {done.number}: incumbent KL(ref‖mix) {incumbent}"
         slowest = max(slowest, time.monotonic() - start)
 
 

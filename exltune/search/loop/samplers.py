@@ -1,4 +1,4 @@
-"""What Optuna turns around the exact core: how far to believe exponents, parts of layers, and the hand rules."""
+"""Optuna's knobs around the exact core: how far to believe exponents, parts of layers, and the hand rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Assignment = tuple[int, ...]
 
 @dataclass(frozen=True)
 class SamplerRow:
-    """A row of the table of samplers, or what an entry point of the group "exltune.samplers" names.
+    """A row of the table of samplers, or the object of an entry point of the group "exltune.samplers".
 
     make: from a seed. objectives: the most that it knows; with 1 it cannot trace the front over sizes.
     exltune.testing.samplers has the tests that it must pass. A distribution names it in its pyproject.toml:
@@ -87,7 +87,7 @@ def _row(name: str) -> SamplerRow:
 
 
 def rule_bits(problem: SearchProblem, rules: Iterable[Heuristics]) -> dict[str, list[float]]:
-    """Bits of every unit by each rule file's own mix; what a rule does not know stays at its default."""
+    """Bits of every unit by each rule file's own mix; units that a rule does not know stay at their defaults."""
     found = {}
     for one in rules:
         bits = rules_mix(problem, one)
@@ -111,10 +111,10 @@ class Turn:
 
 
 class Knobs:
-    """Asks a study for settings and tells it what their mixes scored; the study's storage may be shared by workers.
+    """Asks a study for settings and tells it the scores of their mixes; the study's storage may be shared by workers.
 
     rules: for every problem, rule name -> bits of every unit by that rule's own mix. With several problems (sizes) the
-    study has two objectives, KL and bytes, and the size is one more knob.
+    study has two objectives, KL(reference‖mix) and bytes, and the size is one more knob.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Knobs:
         return Turn(trial.number, problem, tuple(turned))
 
     def tell(self, trial: int, kld: float | None, size_bytes: int) -> None:
-        """What a setting's mix scored; None: it was dropped or not worth scoring."""
+        """The score of a setting's mix; None: it was dropped or not worth scoring."""
         asked = self._open.pop(trial)
         if kld is None:
             self.study.tell(asked, state=TrialState.FAIL)

@@ -21,7 +21,7 @@ _TRIES = 4
 
 @dataclass(frozen=True)
 class Bench:
-    """What sources work with: the fitted law, the sizes, and the mix that is incumbent at each of them."""
+    """Inputs of the sources: the fitted law, the sizes, and the mix that is incumbent at each of them."""
 
     surrogate: Surrogate
     problems: Sequence[SearchProblem]

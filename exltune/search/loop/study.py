@@ -53,7 +53,7 @@ def _made_by_one(url: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Raise StorageError for what the database behind a storage raises."""
+    """Raise StorageError for errors of the database behind a storage."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:

@@ -1,1 +1,1 @@
-"""What a search is asked: units, their options, the budget."""
+"""The problem of a search: units, their options, the budget."""

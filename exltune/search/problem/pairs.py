@@ -9,13 +9,13 @@ from exltune.inventory import groups_at_level
 from exltune.schema.inventory import Inventory, LinearSpec, Unit
 from exltune.schema.measurement import MeasuredGroup, Measurement, Probe
 
-#: With the codebook mul1, what is at least so wide and has fewer bits is faster apart (the bits: 7 on some cards).
+#: With the codebook mul1, linears at least so wide with fewer bits are faster apart (the bits: 7 on some cards).
 _WIDE, _APART_BELOW = 8192, 6
 _CONFIDENCE_95 = 1.96
 
 
 def kept_whole(measurement: Measurement, inventory: Inventory) -> Measurement:
-    """The measurement with pairs that were swapped apart as one unit: the KL of their swaps added up, as an estimate.
+    """The measurement with pairs that were swapped apart as one unit; KL(reference‖mix) of their swaps is added up.
 
     Their errors are added too, as the same rows make both. exllamav3's own form within the file stays as it is.
     """

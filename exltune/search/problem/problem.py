@@ -1,4 +1,4 @@
-"""What a search is asked: a model, the choices at hand, a budget and a measurement."""
+"""The problem of a search: a model, the choices at hand, a budget and a measurement."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SearchUnit(Unit):
 class SearchProblem:
     """A feasible budget over the choices at hand.
 
-    widths: bits of the base quants, ascending. groups_budget_bytes: what the groups together may take beside the
+    widths: bits of the base quants, ascending. groups_budget_bytes: limit of all groups together beside the
     default head and cache. head_choice, head_bits: the default head. extras: default choice of every further key of a
     mix (the KV cache's bits). wider: units beyond the groups that the search may change (head, cache); their default
     bytes are part of its budget. floors: the fewest bits that a group may take. fits: whether a mix's choices keep
@@ -75,7 +75,7 @@ class SearchProblem:
 
     @cached_property
     def units(self) -> tuple[SearchUnit, ...]:
-        """All that the search decides: the measured groups or parts, then what is open beyond them."""
+        """All that the search decides: the measured groups or parts, then open choices beyond them."""
         return (*self.group_units, *self.wider)
 
     @cached_property
@@ -85,7 +85,7 @@ class SearchProblem:
 
     @property
     def budget_bytes(self) -> int:
-        """What all units together may take."""
+        """Limit of all units together."""
         return self.groups_budget_bytes + sum(self._default(unit).size_bytes for unit in self.wider)
 
     def groups_bytes(self, bits: Mapping[str, float]) -> int:
@@ -95,7 +95,7 @@ class SearchProblem:
     def candidate(
         self, name: str, bits: Mapping[str, float], wider: Mapping[str, UnitOption] | None = None
     ) -> Candidate:
-        """A candidate from the bits of every group; head and cache are defaults but for what `wider` names by key."""
+        """A candidate from the bits of every group; head and cache are defaults but for those in `wider`, by key."""
         head = self.inventory.head.id
         choices = {group: choice_of_bits(bits[group]) for group in self.group_ids}
         choices |= {head: self.head_choice, **self.extras}
@@ -114,7 +114,7 @@ class SearchProblem:
         return self.candidate(name, bits, {key: option for key, option in keys.items() if key not in groups})
 
     def assignment_of(self, choices: Mapping[str, Choice]) -> tuple[int, ...] | None:
-        """Index of every unit's option in a mix; None where members differ or a choice is no option here."""
+        """Index of every unit's option in a mix; None where members differ or a choice is not an option here."""
         assignment = []
         for unit, index in zip(self.units, self._option_index, strict=True):
             found = {choices.get(member) for member in unit.members}
@@ -235,7 +235,7 @@ def head_unit(sizes: SizeModel, heads: Mapping[float, Choice]) -> SearchUnit:
 
 
 def cache_unit(key: str, bytes_by_bits: Mapping[int, int]) -> SearchUnit:
-    """Half of the KV cache as a unit; bytes_by_bits: what it takes at the asked context, by its bits."""
+    """Half of the KV cache as a unit; bytes_by_bits: its bytes at the asked context, by its bits."""
     options = tuple(
         UnitOption(bits=bits, choice=str(bits), size_bytes=size) for bits, size in sorted(bytes_by_bits.items())
     )

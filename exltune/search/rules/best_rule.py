@@ -1,4 +1,4 @@
-"""The best hand rule at a recipe's size, and what the recipe does otherwise."""
+"""The best hand rule at a recipe's size, and the recipe's differences from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from exltune.search.law.gains import changes
 from exltune.search.problem.problem import search_problem
 from exltune.search.rules.rules import rules_mix
 
-#: What a rule is judged by, the best evidence first: field of a standing and its name.
+#: Evidence to judge a rule by, the best first: field of a standing and its name.
 _EVIDENCE = (("selection_kld", "selection"), ("search_kld", "search"), ("predicted_kld", "predicted"))
 
 
@@ -68,7 +68,7 @@ def _predicted(
     low, high = (sum(sizes.group_bytes(group, width) for group in bits) for width in (min(widths), max(widths)))
     problem = search_problem(
         sizes.inventory,
-        # Widths that were not measured may take the recipe beyond what the measured ones can have.
+        # Widths that were not measured may take the recipe beyond the size of any measured mix.
         target_bpw=sizes.bpw_of(min(max(used, low), high)),
         widths=widths,
         codebook=cast(Codebook, detail.codebook),

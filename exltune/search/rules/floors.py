@@ -16,7 +16,7 @@ def floors(rules: Sequence[Heuristics], inventory: Inventory, widths: Sequence[f
     """The fewest bits of every group for which some rule sets a floor, as one of `widths`.
 
     A rule's floor is its `bits` or `min_bits`, and its `extra_bits` above the lowest width; each is rounded up to a
-    width that exists. 16 (unquantized) and extra bits end at the highest width. `max_bits` is no floor, but holds
+    width that exists. 16 (unquantized) and extra bits end at the highest width. `max_bits` is not a floor, but holds
     back extra bits. Of several files the highest floor counts. Whether floors fit a budget is the problem's to check.
     Raises: UsageError naming two rules that contradict each other, or a floor above the highest width.
     """

@@ -74,8 +74,8 @@ def rules_mix(problem: SearchProblem, rules: Heuristics) -> dict[str, float]:
 
     Every group starts at its floor; k and v, and gate and up, are one unless rules want different things of them. The
     level of the model rises through the available widths; at each level all groups are promoted, the highest priority
-    first, to what their rules want there. Where that does not fit, groups of one priority are scaled down together: all
-    climb one width before any climbs the next, in forward order. What is left when all wishes are met goes to any
+    first, to their rules' wishes there. Where that does not fit, groups of one priority are scaled down together: all
+    climb one width before any climbs the next, in forward order. Bytes left when all wishes are met go to any
     group, in the same order.
     Raises: UsageError naming two rules that contradict each other.
     """
@@ -95,7 +95,7 @@ def rules_mix(problem: SearchProblem, rules: Heuristics) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Climber:
-    """Groups that take one width together, and what the rules want for them: of different wishes the greatest."""
+    """Groups that take one width together, and the rules' wish for them: of different wishes the greatest."""
 
     groups: tuple[str, ...]
     wishes: tuple[Wish, ...]

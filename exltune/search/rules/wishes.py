@@ -1,4 +1,4 @@
-"""What a file of hand rules wants for every group of a model."""
+"""The wishes of a file of hand rules for every group of a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOWER, _UPPER = ("bits", "min_bits"), ("bits", "max_bits")
 
 @dataclass(frozen=True)
 class Wish:
-    """What the rules want for one group (schema/heuristics.py), and the index of the rule behind each field."""
+    """The rules' wishes for one group (schema/heuristics.py), and the index of the rule behind each field."""
 
     values: Mapping[str, float] = field(default_factory=dict)
     rules: Mapping[str, int] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Bound:
 
 
 def wishes(rules: Heuristics, inventory: Inventory) -> dict[str, Wish]:
-    """What the rules want for every group, by id; later rules override earlier ones field by field.
+    """The rules' wishes for every group, by id; later rules override earlier ones field by field.
 
     Raises: UsageError naming two rules that contradict each other on a group.
     """
@@ -74,7 +74,7 @@ def check_bounds(group: str, lower: Sequence[Bound], upper: Sequence[Bound]) -> 
     if least.bits > most.bits:
         raise UsageError(
             f"two rules contradict each other on {group}: {least.rule} and {most.rule}",
-            fix="Change one of them, or narrow what it matches",
+            fix="Change one of them, or narrow its match",
         )
 
 

@@ -63,7 +63,7 @@ def solve_knapsack(items: Mapping[str, Sequence[Option]], budget_bytes: int) -> 
 def _promising(costs: Floats, sizes: Floats, rows: Ints, capacity: int) -> Ints:
     """Indices of the options that an optimum may take.
 
-    With a price on bytes every item has a cheapest option, and their sum less what the capacity is worth bounds every
+    With a price on bytes every item has a cheapest option, and their sum less the worth of the capacity bounds every
     mix from below; an option that raises this bound above a mix at hand is in no better one. rows: item of each
     option, ascending.
     """

@@ -1,1 +1,1 @@
-"""From what a user asks for to the problem that is searched: the joint budget of weights, head and cache."""
+"""From a user's request to the problem that is searched: the joint budget of weights, head and cache."""

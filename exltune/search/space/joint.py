@@ -1,4 +1,4 @@
-"""Weights, head and cache under one law: what limits leave for weights, and the exact optimum over all three."""
+"""Weights, head and cache under one law: the room for weights within limits, and the exact optimum over all three."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GroupsBudget:
 class Optimum:
     """The best mix for one use by prediction. assignment: options of the law's units, EXACT for an unquantized cache.
 
-    predicted_kld: KL(reference‖mix), nats/token. budget: what its weights were limited by.
+    predicted_kld: KL(reference‖mix), nats/token. budget: the limit of its weights.
     """
 
     candidate: Candidate
@@ -199,7 +199,7 @@ def kv_bytes(profile: ModelProfile, use: Use) -> int:
 def groups_budget(
     profile: ModelProfile, widths: Sequence[float], limits: Limits, use: Use, head_bits: float
 ) -> GroupsBudget:
-    """What limits leave for the groups beside a head and a cache; it may be more than the largest mix takes.
+    """Bytes that limits leave for the groups beside a head and a cache; it may be more than the largest mix takes.
 
     Raises: BudgetError naming the limit that does not even leave room for the smallest mix.
     """
@@ -229,7 +229,7 @@ def groups_budget(
 
 
 def _memory_budget(profile: ModelProfile, limits: Limits, use: Use, head_bits: float) -> int:
-    """What groups and head may take together. Exact for one pool: there it does not matter where the bytes lie."""
+    """Limit of groups and head together. Exact for one pool: there it does not matter where the bytes lie."""
     found = weights_budget(profile, limits, use, head_bits=head_bits)
     pool = limits.hardware.vram_bytes
     if pool is None or use.offload_layers:

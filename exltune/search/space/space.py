@@ -1,4 +1,4 @@
-"""From what a user asks for to the problem that is searched: choices at hand, budget, floors, what must fit where."""
+"""From a user's request to the problem that is searched: choices at hand, budget, floors, and the fit on cards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AUTO: Literal["auto"] = "auto"
 
 @dataclass(frozen=True)
 class SpaceOptions:
-    """What a mix is wanted for. cache, head: given, or AUTO for the search to choose (None: measurement's, fp16).
+    """The request for a mix. cache, head: given, or AUTO for the search to choose (None: measurement's, fp16).
 
     use.cache is ignored in favour of cache. floors: rule files as hard floors. keep_fused: whether k and v, and gate
     and up, must have equal bits.
@@ -152,7 +152,7 @@ def _wider(
 ) -> list[SearchUnit]:
     """Head and cache as units: with all options where they are open, with their default alone where they are not.
 
-    Fixed ones take part so that the law knows what they do to a mix; without probes of them it has to do without.
+    Fixed ones take part so that the law knows their effect on a mix; without probes of them it has to do without.
     traded: whether bytes that the cache does not take are the weights'.
     """
     probed = {unit.id: unit for unit in measurement.exltune.wider}
@@ -171,7 +171,7 @@ def _wider(
 def _cache_sizes(
     profile: ModelProfile, options: SpaceOptions, probed: MeasuredGroup, default: Choice, traded: bool
 ) -> dict[int, int]:
-    """What half of the cache takes at the asked context, by its bits, above what it takes at 2 bits.
+    """Bytes of half of the cache at the asked context, by its bits, above those at 2 bits.
 
     A fixed cache takes nothing here: it is paid for before the weights' budget. Where the weights are bound by
     another limit than memory, a smaller cache than the default gives them nothing.

@@ -74,7 +74,7 @@ def read_base_quant(path: Path) -> BaseQuant | None:
     codebooks = {quant.codebook(key) for key in keys if key in quant}
     if len(widths) > 1:
         listed = ", ".join(f"{width:g}" for width in widths)
-        logging.getLogger(__name__).warning("%s is passed over: a mix of %s bits is no base quant", path, listed)
+        logging.getLogger(__name__).warning("%s is passed over: a mix of %s bits is not a base quant", path, listed)
         return None
     if len(codebooks) > 1:
         raise CorruptFileError("its tensors have several codebooks", where=str(path), fix="Quantize it again")

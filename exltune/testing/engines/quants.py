@@ -23,7 +23,7 @@ class QuantContract(EngineSuite):
     def test_a_quant_can_be_the_reference(
         self, model: TinyModel, engine_of: EngineOf, tokens: Tensor, tmp_path: Path
     ) -> None:
-        """Its weights stand where a mix says nothing, and KL is against it."""
+        """Its weights stand where a mix says nothing, and it is the reference of every KL."""
         engine = engine_of(replace(model, path=model.quants["3"]))
         head = model.inventory.head.id
         mixes = [uniform(model, "2"), uniform(model, REFERENCE, **{head: "2"}), *random_mixes(model, 1)]
