@@ -1,4 +1,4 @@
-"""What a measurement may cost, and the plan that follows."""
+"""The cost limit of a measurement, and the plan that follows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from exltune.measurement.summary import QuantHead
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice
 
-#: What is spent where nothing is said, of the passes that swapping everything on all rows takes: the mixes that come of
+#: Default share of the passes that swapping everything on all rows takes: the mixes that come of
 #: it are as good (benchmarks/measurement.py).
 DEFAULT_SHARE = 0.1
 

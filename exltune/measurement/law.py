@@ -1,4 +1,4 @@
-"""The law of single swaps, fitted to few of them: what every group's every width does to the output, with its error.
+"""The law of single swaps, fitted to few of them: the effect of every width of a group on the output, with its error.
 
     KL(reference‖swap) = s² + b(n) * s,   s = s_u * r(K) / r(2),   b(n) = b_1 * n^kappa
 

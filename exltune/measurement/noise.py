@@ -32,7 +32,7 @@ def row_covariance(units: Sequence[int], rows: Sequence[Floats]) -> Floats:
 
 
 def _shared_variances(units: Sequence[int], relative: Sequence[Floats]) -> tuple[float, float]:
-    """Relative variance of a row that all swaps share, and what those of one unit share beyond it."""
+    """Relative variance of a row that all swaps share, and that of one unit's swaps beyond it."""
     most = max(len(values) for values in relative)
     long = [place for place, values in enumerate(relative) if 2 * len(values) >= most]
     rows = min(len(relative[place]) for place in long)

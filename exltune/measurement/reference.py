@@ -1,4 +1,4 @@
-"""What is known of a reference that is a quant itself."""
+"""A reference that is a quant itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def quant_reference(
     content: Callable[[Mix], ProbedMix],
     lowest: Path,
 ) -> QuantReference:
-    """What is known of a reference for all swaps of base quants.
+    """The reference for all swaps of base quants.
 
     bits, heads: of the base quants by choice, ascending, and of the heads that are swapped. lowest: directory of the
     base quant with the fewest bits. Raises: QuantMismatchError where that is the reference itself.

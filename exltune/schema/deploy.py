@@ -11,7 +11,7 @@ DraftMode = Literal["model", "mtp", "ngram"]
 
 
 class DraftSettings(Record):
-    """Speculative decoding. directory: of the draft model, mode "model" alone. size_bytes: memory set aside by the plan.
+    """Speculative decoding. directory: of the draft model, mode "model" alone. size_bytes: set aside by the plan.
 
     size_bytes counts weights and an fp16 cache of the draft model or the MTP layer; n-grams take none.
     """
