@@ -91,7 +91,7 @@ class EstimatedSwaps:
         return Kld(mean, mean * spread, () if score is None else _rows(score), interval)
 
     def dkld_ci95(self, unit: SwapUnit, low: Choice, high: Choice) -> Interval | None:
-        """95 % interval of the KL at one choice less that at another, to first order in the errors of the logs."""
+        """95 % interval of KL(reference‖mix) at one choice less that at another, to first order in log errors."""
         estimate, places = self._estimates[unit.id], [unit.choices.index(choice) for choice in (low, high)]
         known = [probe_name(unit.id, choice) in self._same for choice in (low, high)]
         klds = np.where(known, 0.0, np.exp(estimate.log_kld[places]))

@@ -14,7 +14,7 @@ _BELIEF_ROWS = 16
 
 
 def row_covariance(units: Sequence[int], rows: Sequence[Floats]) -> Floats:
-    """Covariance (swaps, swaps) of the logs of the swaps' mean KL, over the draw of the rows.
+    """Covariance (swaps, swaps) of the logs of the swaps' mean KL(reference‖mix), over the draw of the rows.
 
     units: which unit each swap is of. rows: the KL of each swap's rows; all begin at the same first row, so that a mean
     over n rows and one over N > n share the first n: their covariance is that of a row, over N. A hard row is hard

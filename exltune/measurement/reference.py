@@ -17,7 +17,7 @@ from exltune.schema.provenance import ReferenceQuant
 @dataclass(frozen=True)
 class QuantReference:
     """bits, head_bits: of its weights. same: names of mixes that put into a part, or into all groups, what is there
-    already: their KL is 0 by definition, and they are not scored.
+    already: their KL(reference‖mix) is 0 by definition, and they are not scored.
     """
 
     bits: float

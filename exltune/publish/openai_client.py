@@ -30,7 +30,7 @@ _BUSY = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
-_AGAIN = "the same command goes on with the missing ones"
+_AGAIN = "the same command goes on with the missing answers"
 
 
 class _Seen(BaseModel):

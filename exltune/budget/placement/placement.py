@@ -16,8 +16,8 @@ from exltune.schema.plan import GpuPlan
 class Placement:
     """room: bytes left on the fullest card in the best split, negative where it lacks as much; all in bytes.
 
-    fullest, bare_room: weights and cache on the fullest card of the split that is best before any overhead, and what
-    that leaves of the card.
+    fullest, bare_room: weights and cache on the fullest card of the split that is best before any overhead, and the
+    room left on it.
     """
 
     cards: tuple[GpuPlan, ...]
