@@ -34,7 +34,7 @@ def assemble_quant(
 ) -> None:
     """Write an EXL3 directory into the existing empty directory `out`.
 
-    linears: module key -> its stored tensors. quantization: what config.json says of the quant. progress counts bytes.
+    linears: module key -> its stored tensors. quantization: config.json's entry of the quant. progress counts bytes.
     Raises: NonFiniteError for a tensor that fp16 cannot hold, CorruptFileError.
     """
     files = TensorFiles(model_dir)
@@ -90,7 +90,7 @@ def forward_order(
 
 
 def plain_tensor(files: TensorFiles, name: str) -> PendingTensor:
-    """An unquantized tensor in the dtype that exllamav3 would store: fp16, or fp32 for what it keeps so."""
+    """An unquantized tensor in the dtype that exllamav3 would store: fp16, or fp32 for tensors that it keeps so."""
     entry = files.entry(name)
     width = 4 if name.endswith(KEPT_IN_FP32) else 2
     return PendingTensor(name, entry.numel * width, partial(_load_plain, files, name, width))

@@ -31,7 +31,7 @@ def splice_model(
     """Write the mix into the existing empty directory `out`.
 
     bits: of every linear of the groups. sources: base quant by bits. head: where the head comes from. model: the
-    unquantized model, needed for linears at 16 bits. settings: beside bits and head_bits, what config.json says.
+    unquantized model, needed for linears at 16 bits. settings: config.json's, beside bits and head_bits.
     progress counts bytes.
     Raises: RecipeError for bits without a base quant, QuantMismatchError.
     """

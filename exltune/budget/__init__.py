@@ -1,4 +1,4 @@
-"""Exact bytes of linears, groups and mixes; what a target in bpw, or hardware and a context, allow."""
+"""Exact bytes of linears, groups and mixes; the room within a target in bpw, or within hardware and a context."""
 
 from exltune.budget.directory import directory_size
 from exltune.budget.memory.cache import cache_bytes, cache_bytes_per_token

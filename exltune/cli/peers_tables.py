@@ -13,7 +13,7 @@ from exltune.schema.peers import Match, PeersResult
 def peers_table(found: PeersResult) -> Table:
     """Base quants, then each peer with the EXL3 mixes within its bytes and their gain on it."""
     rows = found.base
-    table = Table(title=f"Held-out text, {rows[0].tokens:,} tokens; KL(ref‖quant) in nats/token ± standard error")
+    table = Table(title=f"Held-out text, {rows[0].tokens:,} tokens; both KL in nats/token ± standard error")
     table.add_column("Quant", no_wrap=True)
     for name in ("Size", "bpw", "KL(quant‖ref)", "KL(ref‖quant)", "Perplexity", "Top-1", "less KL(ref‖quant), 95 %"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -86,7 +86,7 @@ def ids(tokens: TokenSet) -> torch.Tensor:
 
 
 def check_tokens(tokens: TokenSet, expected: str | None, where: str) -> None:
-    """Check that texts are still what they were. Raises: DataError."""
+    """Check that texts are unchanged. Raises: DataError."""
     if expected is not None and tokens.info.sha256 != expected:
         raise DataError(
             "the texts or the tokenizer have changed since this file was written",

@@ -20,7 +20,7 @@ from exltune.corpora.tokenizer import ModelTokenizer
 from exltune.errors import CorruptFileError, DataError
 
 IDS, LENGTHS = "input_ids", "lengths"
-#: In the file's metadata: ModelTokenizer.sha256 of what made the tokens.
+#: In the file's metadata: ModelTokenizer.sha256 of the tokens' tokenizer.
 TOKENIZER = "tokenizer_sha256"
 
 IntArray = NDArray[np.integer[Any]]

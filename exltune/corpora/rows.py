@@ -11,7 +11,7 @@ from exltune.corpora.tokenizer import ModelTokenizer
 from exltune.errors import DataError
 
 Row = Mapping[str, Any]
-#: What a row may hold; TRL's names. Other columns are left alone.
+#: The columns of a row; TRL's names. Other columns are left alone.
 MESSAGES, TEXT, TOOLS, OPTIONS = "messages", "text", "tools", "chat_template_kwargs"
 COLUMNS = (MESSAGES, TEXT, TOOLS, OPTIONS)
 

@@ -1,4 +1,4 @@
-"""What token sets are dealt from."""
+"""The source of token sets."""
 
 from __future__ import annotations
 

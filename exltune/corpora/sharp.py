@@ -1,6 +1,6 @@
-"""The texts of the project's own small models: what they memorised, recall tasks, and text they never saw.
+"""The texts of the project's own small models: memorised text, recall tasks, and unseen text.
 
-The models are sharp on what they memorised and on repeated segments, as large models are on most text; a barely
+The models are sharp on memorised text and on repeated segments, as large models are on most text; a barely
 trained small model would lose nothing to quantization. Training script and demo take their texts from here alone,
 so that "never trained on" holds by construction. Everything derives from exllamav3's bundled texts.
 """
@@ -29,7 +29,7 @@ _SEED = 1302
 
 
 class Use(StrEnum):
-    """What a piece of the bundled texts is for."""
+    """The use of a piece of the bundled texts."""
 
     TRAIN = "train"
     RECALL = "recall"

@@ -32,7 +32,7 @@ class TokenSet:
 
 @dataclass(frozen=True)
 class Cuts:
-    """What is left of the documents before they are dealt.
+    """The documents left before they are dealt.
 
     samples: documents taken of each domain, the first of a fixed order; all if None. sample_tokens: tokens after which
     a document is cut. needed: domains that must give a row.
@@ -63,7 +63,7 @@ def make_token_sets(
     domains' shares of every set, by default equal ones; where a domain runs short the others fill its place. A row is
     rejected where 20 % of its 13-grams, or any 64-gram, stand in another set. The same arguments give the same sets.
 
-    Raises: DataError where the documents hold too few tokens, and what encoding them raises.
+    Raises: DataError where the documents hold too few tokens, and all that encoding them raises.
     """
     if not isinstance(tokenizer, ModelTokenizer):
         tokenizer = ModelTokenizer(tokenizer)

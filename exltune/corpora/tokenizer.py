@@ -18,7 +18,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class ModelTokenizer:
-    """Tokens of texts, and what tells one model's tokens from another's."""
+    """Tokens of texts, and the mark that tells one model's tokens from another's."""
 
     def __init__(self, model_dir: Path | str) -> None:
         self.model_dir = Path(model_dir)

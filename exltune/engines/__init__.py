@@ -1,4 +1,4 @@
-"""What costs compute: scoring mixes, capturing Hessians, quantizing a linear."""
+"""All that costs compute: scoring mixes, capturing Hessians, quantizing a linear."""
 
 from exltune.engines.base import (
     Engine,

@@ -41,7 +41,7 @@ _PLUGINS = Plugins("engine", "exltune.engines", (AUTO, *_ENGINES))
 
 @dataclass
 class ScoreStats:
-    """What one score call did; seconds are wall time.
+    """Counts of one score call; seconds are wall time.
 
     layer_forwards: layer passes over the whole token set, one for each distinct prefix of each layer.
     head_forwards: head passes over the whole token set. mixes: mixes asked for, duplicates included.
@@ -84,7 +84,7 @@ class LayerCapture:
 
 @dataclass(frozen=True)
 class Resources:
-    """What an engine may take; the engine's own default where nothing is said.
+    """Resources of an engine; None is the engine's own default.
 
     devices: numbers of CUDA devices, all of them if none are named. state_bytes: hidden states in RAM during a score
     call. vram_bytes: of each device.
@@ -96,7 +96,7 @@ class Resources:
 
     @property
     def of_devices(self) -> dict[str, object]:
-        """What only an engine with devices takes, by name."""
+        """The resources for engines with devices alone, by name."""
         given = {"devices": self.devices or None, "vram_bytes": self.vram_bytes}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -107,7 +107,7 @@ class ConvertJob:
 
     bits and head_bits: of all linears, and of the head. recipe: bits by module key instead, where given. hq: how often
     exllamav3 raises the bits of its select layers, which makes a mix. out: the empty directory to write into.
-    work_dir: what is kept for taking the job up again.
+    work_dir: files kept for taking the job up again.
     """
 
     bits: float
@@ -124,7 +124,7 @@ class Converter(Protocol):
     """An engine that quantizes whole models, faster than `Engine.quantize` would linear by linear."""
 
     def convert(self, job: ConvertJob, tokens: Tensor, progress: Progress | None = None) -> None:
-        """Write an EXL3 directory, taking up what an earlier attempt left.
+        """Write an EXL3 directory, taking up the work of an earlier attempt.
 
         tokens: (rows, T) calibration rows. progress counts weights.
         Raises: EngineError with the converter's last lines.
@@ -153,7 +153,7 @@ class Engine(Protocol):
     def add_quants(self, quants: Mapping[Choice, Path]) -> None:
         """Make further base quants known: choice -> EXL3 directory, each opened when a mix first needs it.
 
-        A choice that is known with another path gets the new one, and what was kept of the old one is forgotten; the
+        A choice that is known with another path gets the new one, and tensors kept of the old one are forgotten; the
         same path changes nothing. "16" is always the reference and is passed over.
         """
         ...
@@ -201,7 +201,7 @@ class EngineClass(Protocol):
     needs_gpu: bool
 
     def __call__(self, model_dir: Path, quants: Mapping[Choice, Path], **settings: Any) -> Engine:
-        """Open the engine. settings: what of Resources was given, by name."""
+        """Open the engine. settings: the resources that were given, by name."""
         ...
 
 
@@ -232,7 +232,7 @@ def open_engine(
     model_dir: the reference, unquantized or an EXL3 directory. quants: choice -> EXL3 directory; "16" is always the
     reference and needs none. Where "auto" takes the CPU although there is a CUDA device, the log says why.
     Raises: UsageError for an unknown name, an entry point that gives no engine, or devices of an engine that has none,
-    and what reading the model raises.
+    and all that reading the model raises.
     """
     resources, resolved = resources or Resources(), _automatic() if name == AUTO else name
     engine_class = _engine_class(resolved)

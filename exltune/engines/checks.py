@@ -1,4 +1,4 @@
-"""What every engine refuses before it works: tokens outside the vocabulary, mixes that it cannot make."""
+"""Refusals of every engine before it works: tokens outside the vocabulary, mixes that it cannot make."""
 
 from __future__ import annotations
 

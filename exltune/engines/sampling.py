@@ -38,8 +38,8 @@ class Sampler(Protocol):
 class LocalSampler:
     """transformers' own generate, in fp32 on the CPU, batch by batch.
 
-    Batches do not depend on what is done, and each has a seed of its own: a resumed run draws what an uninterrupted one
-    would have drawn.
+    Batches do not depend on finished work, and each has a seed of its own: a resumed run draws what an uninterrupted
+    one would have drawn.
     """
 
     def __init__(self, model_dir: Path, tokenizer: ModelTokenizer, settings: GenerateOptions, batch: int) -> None:

@@ -1,4 +1,4 @@
-"""What other formats make of the same weights: 4-bit integers with a scale for each group, with and without AWQ."""
+"""The same weights in other formats: 4-bit integers with a scale for each group, with and without AWQ."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def evaluate_quants(
 ) -> list[EvaluationRow]:
     """A row for each directory, in the order given; score: knows these names.
 
-    tokens: (rows, T). Raises: what the engine raises, QuantMismatchError for a directory that is not EXL3.
+    tokens: (rows, T). Raises: all that the engine raises, QuantMismatchError for a directory that is not EXL3.
     """
     scores = score([whole(inventory, name) for name in quants], tokens, progress)
     rows = []

@@ -1,4 +1,4 @@
-"""What exllamav3's quantized KV cache gives back: groups of 32 values, rotated, scaled by their largest, rounded."""
+"""exllamav3's quantized KV cache as it returns values: groups of 32, rotated, scaled by their largest, rounded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROOT = GROUP**-0.5
 def fake_quantize_cache(x: Tensor, bits: int) -> Tensor:
     """Quantize and dequantize the groups of 32 along the last dimension: (..., n * 32) float32 -> the same shape.
 
-    The input is rounded to fp16, which is what the kernel reads, and so is the result. A group is rotated by
+    The input is rounded to fp16, as the kernel reads it, and so is the result. A group is rotated by
     H32 / sqrt(32) and divided by its largest magnitude; the grid is that of midpoints, (2q + 1) / 2^bits - 1, so it has
     no zero. Values are divided by the scale in fp32, and multiplied by the scale in fp16. All sums are taken in the
     kernel's order: the result is the kernel's bit for bit where division is IEEE's (--use_fast_math takes a reciprocal

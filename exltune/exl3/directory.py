@@ -1,4 +1,4 @@
-"""An EXL3 model directory: what exllamav3 loads."""
+"""An EXL3 model directory, as exllamav3 loads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TRELLIS = ".trellis"
 class QuantDir:
     """Reads an EXL3 directory lazily.
 
-    Raises: what `TensorFiles` raises, and QuantMismatchError for a directory that is not EXL3.
+    Raises: all that `TensorFiles` raises, and QuantMismatchError for a directory that is not EXL3.
     """
 
     def __init__(self, path: str | Path) -> None:

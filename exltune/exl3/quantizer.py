@@ -57,7 +57,7 @@ def quantize_linear(
     columns, row_scale, svh = _regularize(padded, hessian.signs, random_signs(padded.shape[1], f"{seed}.out"))
     factor = search_scale(rotate_rows(columns / _nonzero(row_scale).unsqueeze(1)), bits, codebook)
     suh = (row_scale / factor).half()
-    # What is stored is fp16: dividing by the rounded scale leaves its rounding out of the error.
+    # The stored scale is fp16: dividing by the rounded scale leaves its rounding out of the error.
     target = rotate_rows(columns / _nonzero(suh.float()).unsqueeze(1))
     _, states = ldlq(target, hessian.feedback, bits, codebook)
     shape = (states.shape[0], states.shape[1], -1)

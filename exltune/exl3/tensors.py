@@ -32,7 +32,7 @@ _DTYPE_BYTES |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies and what it is, from a safetensors header."""
+    """Place, dtype and shape of a tensor, from a safetensors header."""
 
     file: Path
     shape: tuple[int, ...]
@@ -114,7 +114,7 @@ def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """Entries of one safetensors file; its length must be what the header promises. Raises: CorruptFileError."""
+    """Entries of one safetensors file; its length must be that of the header. Raises: CorruptFileError."""
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:

@@ -20,10 +20,10 @@ _CODEBOOK_MARKERS = ("mul1", "mcg")
 #: exllamav3 keeps these in fp32 when it loads them, so nothing is gained by rounding.
 KEPT_IN_FP32 = ("e_score_correction_bias",)
 _LEFT_BEHIND = (".safetensors", ".bin", ".ckpt", ".pth", ".pt", ".gguf")
-#: What every directory written here holds beside config.json.
+#: Files of every directory written here beside config.json.
 QUANTIZATION_CONFIG = "quantization_config.json"
 _REWRITTEN = ("config.json", QUANTIZATION_CONFIG, "model.safetensors.index.json", "README.md")
-#: What exltune notes beside a quant is true of that quant alone.
+#: exltune's notes beside a quant are true of that quant alone.
 _NOTES = ("exltune.json", "recipe.yaml")
 #: The exllamav3 release whose format this is; stored as `version`, as its own converter does.
 FORMAT_VERSION = "1.6.5"
@@ -101,7 +101,7 @@ def _whole(value: object) -> Any:
 
 
 def tensor_storage(quant: QuantDir) -> dict[str, Any]:
-    """What is stored for every module, in exllamav3's form (conversion/quant_config.py)."""
+    """The stored tensors of every module, in exllamav3's form (conversion/quant_config.py)."""
     modules: dict[str, Any] = {}
     for name, entry in quant.files.entries.items():
         key = name.rpartition(".")[0]

@@ -26,7 +26,7 @@ def _bits(**entries: int) -> Mapping[str, int]:
 class Names:
     """Module keys within a decoder layer, where they are not those of most models.
 
-    prefix: what all layers stand under. experts: gate, up and down of a routed expert. linear: the quantized and the
+    prefix: of all layers' names. experts: gate, up and down of a routed expert. linear: the quantized and the
     fp16 inputs of linear attention.
     """
 
@@ -41,7 +41,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a layer of one model class holds, and what exllamav3 demands of its config.
+    """The tensors of a layer of one model class, and exllamav3's demands on its config.
 
     text_config: whether the language model's numbers are nested there. attention: the kind of every layer, unless
     layer_types (config names to kinds) or interval (config key; every n-th layer is full) tell them apart.

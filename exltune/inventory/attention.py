@@ -1,4 +1,4 @@
-"""The attention of a decoder layer, kind by kind: its linears, its other tensors, and what it keeps in the cache.
+"""The attention of a decoder layer, kind by kind: its linears, its other tensors, and its part of the cache.
 
 Source: exllamav3 1.6.5, modules/{attn,sliding_attn,mla_attn,gated_delta_net}.py.
 """
@@ -19,7 +19,7 @@ _SLACK = 2 * _PAGE
 
 
 def cache_layers(config: Mapping[str, Any], where: str = "config.json") -> tuple[CacheLayer, ...]:
-    """What every decoder layer keeps, in order. Raises: UnsupportedArchitectureError, NotAModelError."""
+    """The state of every decoder layer, in order. Raises: UnsupportedArchitectureError, NotAModelError."""
     shape = model_shape(config, where)
     return tuple(_cache_layer(shape, layer) for layer in range(shape.layers))
 
@@ -45,7 +45,7 @@ def attention_linears(shape: ModelShape, layer: int) -> Iterator[LinearSpec]:
 
 
 def attention_tensors(shape: ModelShape, layer: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of what else one layer's attention holds; fp16 linears are not among them."""
+    """Name and shape of the other tensors of one layer's attention; fp16 linears are not among them."""
     prefix = attention_key(shape, layer)
     if shape.attention[layer] == "linear":
         assert shape.linear is not None

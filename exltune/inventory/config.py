@@ -15,7 +15,7 @@ from exltune.inventory.reader import ConfigReader, text_reader
 #: The same number under the names that transformers has used.
 _EXPERT_COUNT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts")
 
-#: Far above the layers of any model and the experts of any layer: what is beyond is a slip, and would take hours.
+#: Far above the layers of any model and the experts of any layer: more is a slip, and would take hours.
 _MOST = 4096
 
 #: exllamav3 cuts wider dense MLPs into slices with keys of their own (constants.py, MAX_MLP_INTERMEDIATE).
@@ -58,7 +58,7 @@ class LinearHeads:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the shapes and names of all tensors of a model follow from.
+    """The numbers that give shapes and names of all tensors of a model.
 
     attention: the kind of every layer. window: tokens that a sliding layer sees, its own included. latent, linear:
     None where no layer is of that kind.

@@ -27,7 +27,7 @@ _WHOLE_BYTES = 64 * _MIB
 _SAMPLE_BYTES = 4096
 #: Config keys that say nothing about the model.
 _VOLATILE = ("transformers_version", "_name_or_path", "use_cache")
-#: Config values beyond the shapes that change what the weights compute.
+#: Config values beyond the shapes that change the output of the weights.
 _COMPUTE_KEYS = (
     "rms_norm_eps",
     "rope_theta",
@@ -58,7 +58,7 @@ def check_same_model(model_dir: str | Path, quant_dir: str | Path) -> None:
     """Check that a quant was made from this model: shapes, settings and all unquantized values (as fp16).
 
     Raises: QuantMismatchError for another or an incomplete model, NonFiniteError where the model itself is broken,
-    and what reading either directory raises.
+    and all that reading either directory raises.
     """
     import torch
 

@@ -93,7 +93,7 @@ def verify_headers(inventory: Inventory, plain: Mapping[str, tuple[int, ...]], f
 
 
 def groups_at_level(inventory: Inventory, level: int) -> tuple[Unit, ...]:
-    """What is probed together, without the head.
+    """The parts that are probed together, without the head.
 
     level 0: whole layers (`3`). 1: a layer's attention, and its MLP with shared and routed experts (`3.attn`, `3.mlp`).
     2: shared and routed experts apart (`3.experts`). 3: their projections, k with v and gate with up (`3.attn.kv`).

@@ -42,7 +42,7 @@ def mlp_gates(shape: ModelShape, layer: int) -> Iterator[LinearSpec]:
 
 
 def mlp_tensors(shape: ModelShape, layer: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of what else one layer's MLP holds; the router's weight is not among it."""
+    """Name and shape of the other tensors of one layer's MLP; the router's weight is not among it."""
     if layer < shape.dense_layers:
         return {}
     router = f"{_key(shape, layer)}.{shape.row.names.router}"

@@ -1,4 +1,4 @@
-"""What every group's bits do to the model's output: swaps on the reference, scored end to end."""
+"""The effect of every group's bits on the model's output: swaps on the reference, scored end to end."""
 
 from exltune.measurement.budget import DEFAULT_SHARE, Budget, parse_budget, plan_for
 from exltune.measurement.cost import passes

@@ -1,4 +1,4 @@
-"""What a measurement may cost, and the plan that follows."""
+"""The cost limit of a measurement, and the plan that follows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from exltune.measurement.summary import QuantHead
 from exltune.schema.inventory import Inventory
 from exltune.schema.mix import Choice
 
-#: What is spent where nothing is said, of the passes that swapping everything on all rows takes: the mixes that come of
-#: it are as good (benchmarks/measurement.py).
+#: Default share of the passes for all swaps on all rows: its mixes are as good (benchmarks/measurement.py).
 DEFAULT_SHARE = 0.1
 
 _FORM = re.compile(r"(?P<number>\d+(\.\d*)?|\.\d+)(?P<hours>h?)")

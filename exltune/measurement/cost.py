@@ -1,4 +1,4 @@
-"""What scoring costs, in passes over the model."""
+"""The cost of scoring, in passes over the model."""
 
 from __future__ import annotations
 

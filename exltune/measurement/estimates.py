@@ -18,8 +18,8 @@ from exltune.schema.mix import Choice
 from exltune.schema.score import Score
 
 _CONFIDENCE = 0.95
-#: What the codec adds to log r beyond its law on Gaussian tiles, by bits: seen alike on three small models, where KL at
-#: 2 bits is a tenth above what the other widths say.
+#: The codec's addition to log r beyond its law on Gaussian tiles, by bits: seen alike on three small models, where KL
+#: at 2 bits is a tenth above the other widths' law.
 _BEYOND_LAW = {2.0: 0.04, 2.5: 0.015}
 
 Floats = npt.NDArray[np.float64]
@@ -65,7 +65,7 @@ class ScoredSwaps:
 class EstimatedSwaps:
     """Some swaps were scored, some on few rows: all follow from the law that is fitted to them.
 
-    reference: what is known of it where it is a quant, whose own error is then in every swap.
+    reference: as a quant, if it is one; its own error is then in every swap.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class EstimatedSwaps:
         return Kld(mean, mean * spread, () if score is None else _rows(score), interval)
 
     def dkld_ci95(self, unit: SwapUnit, low: Choice, high: Choice) -> Interval | None:
-        """95 % interval of the KL at one choice less that at another, to first order in the errors of the logs."""
+        """95 % interval of KL(reference‖mix) at one choice less that at another, to first order in log errors."""
         estimate, places = self._estimates[unit.id], [unit.choices.index(choice) for choice in (low, high)]
         known = [probe_name(unit.id, choice) in self._same for choice in (low, high)]
         klds = np.where(known, 0.0, np.exp(estimate.log_kld[places]))

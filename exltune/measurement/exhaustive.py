@@ -39,7 +39,7 @@ class ExhaustivePlan:
         return cls(tuple(Batch(batch, range(rows)) for batch in batches if batch))
 
     def next(self, scores: Mapping[str, Score]) -> Sequence[Batch]:
-        """As ProbePlan.next; whole batches, as what is computed together must not depend on where a kill fell."""
+        """As ProbePlan.next; whole batches, as a batch must not depend on where a kill fell."""
         return [batch for batch in self.batches if not all(_scored(mix, batch.rows, scores) for mix in batch.mixes)]
 
 

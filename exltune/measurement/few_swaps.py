@@ -20,7 +20,7 @@ from exltune.schema.score import Score
 LEAST_ROWS = 8
 
 #: Bits above the lowest quant at which swaps tell the smooth part of KL from that of the routers, and the bits at which
-#: the cache is probed: near what people take.
+#: the cache is probed: near the usual choices.
 _BITS_ABOVE, _CACHE_BITS = 2.0, 4.0
 #: Every so many units are swapped there.
 _EVERY = 2
@@ -30,7 +30,7 @@ _EVERY = 2
 class FewSwapsPlan:
     """Every part at the lowest quant, every second part two bits above it, head and cache once; each on the first rows.
 
-    The uniform mixes of the lowest quants come with them. What is not swapped follows from SwapLaw. With passes to
+    The uniform mixes of the lowest quants come with them. The rest follows from SwapLaw. With passes to
     spare all rows are used, then further widths are swapped.
     """
 

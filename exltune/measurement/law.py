@@ -1,4 +1,4 @@
-"""The law of single swaps, fitted to few of them: what every group's every width does to the output, with its error.
+"""The law of single swaps, fitted to few of them: the effect of every width of a group on the output, with its error.
 
     KL(reference‖swap) = s² + b(n) * s,   s = s_u * r(K) / r(2),   b(n) = b_1 * n^kappa
 
@@ -54,13 +54,14 @@ class Estimate:
 
     @property
     def spread(self) -> Floats:
-        """(options,) standard deviation of log KL."""
+        """(options,) standard deviation of log KL(reference‖mix)."""
         return np.asarray(np.sqrt(np.diag(self.covariance)))
 
 
 class SwapLaw:
-    """The law fitted to the rows of some swaps: `rows[unit, option]` holds the KL of its rows, nats/token, from the
-    first row of the search set on.
+    """The law fitted to the rows of some swaps.
+
+    rows[unit, option]: KL(reference‖mix) of its rows, nats/token, from the first row of the search set on.
     """
 
     def __init__(self, units: Sequence[LawUnit], rows: Mapping[Cell, Floats]) -> None:
@@ -83,7 +84,7 @@ class SwapLaw:
         return float(np.exp(self._parameters[start])), float(self._parameters[start + 1])
 
     def estimate(self, unit: int) -> Estimate:
-        """log KL of all options of a unit, probed or not."""
+        """log KL(reference‖mix) of all options of a unit, probed or not."""
         cells = [(unit, option) for option in range(len(self.units[unit].log_error))]
         log_kld, slopes = self._model(self._parameters, cells)
         half = solve_triangular(self._root, slopes.T, lower=True)  # (parameters, options)
@@ -107,7 +108,7 @@ class SwapLaw:
         return mean, np.repeat(spreads, counts)
 
     def _model(self, parameters: Floats, cells: Sequence[Cell]) -> tuple[Floats, Floats]:
-        """(cells,) log KL and (cells, parameters) its derivatives."""
+        """(cells,) log KL(reference‖mix) and (cells, parameters) its derivatives."""
         count = len(self.units)
         scales, own = parameters[:count], parameters[count : 2 * count]
         log_b, kappa = parameters[2 * count : 2 * count + 2]

@@ -14,7 +14,7 @@ _BELIEF_ROWS = 16
 
 
 def row_covariance(units: Sequence[int], rows: Sequence[Floats]) -> Floats:
-    """Covariance (swaps, swaps) of the logs of the swaps' mean KL, over the draw of the rows.
+    """Covariance (swaps, swaps) of the logs of the swaps' mean KL(reference‖mix), over the draw of the rows.
 
     units: which unit each swap is of. rows: the KL of each swap's rows; all begin at the same first row, so that a mean
     over n rows and one over N > n share the first n: their covariance is that of a row, over N. A hard row is hard
@@ -32,7 +32,7 @@ def row_covariance(units: Sequence[int], rows: Sequence[Floats]) -> Floats:
 
 
 def _shared_variances(units: Sequence[int], relative: Sequence[Floats]) -> tuple[float, float]:
-    """Relative variance of a row that all swaps share, and what those of one unit share beyond it."""
+    """Relative variance of a row that all swaps share, and that of one unit's swaps beyond it."""
     most = max(len(values) for values in relative)
     long = [place for place, values in enumerate(relative) if 2 * len(values) >= most]
     rows = min(len(relative[place]) for place in long)

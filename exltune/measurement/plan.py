@@ -1,4 +1,4 @@
-"""What a measurement scores, a batch at a time; what comes next may depend on what came before."""
+"""The mixes of a measurement, a batch at a time; the next batch may depend on earlier ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Batch:
 
 
 class ProbePlan(Protocol):
-    """Decides what to score from what was scored; it holds no state beyond its settings."""
+    """Decides the next mixes from earlier scores; it holds no state beyond its settings."""
 
     def next(self, scores: Mapping[str, Score]) -> Sequence[Batch]:
         """Batches to score next, given all scores so far by mix name; nothing when the measurement is complete.

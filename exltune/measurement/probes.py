@@ -78,7 +78,7 @@ def probe_batches(inventory: Inventory, level: int, choices: Sequence[Choice]) -
 
 
 def wider_probes(inventory: Inventory, heads: Mapping[Choice, float]) -> list[Mix]:
-    """Swaps of what is beyond the groups: the head to every bit width that there is, the KV cache's k and v to theirs.
+    """Swaps of the parts beyond the groups: the head to every bit width at hand, the KV cache's k and v to theirs.
 
     heads: a base quant for every bit width of the head.
     """

@@ -1,4 +1,4 @@
-"""What is known of a reference that is a quant itself."""
+"""A reference that is a quant itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from exltune.schema.provenance import ReferenceQuant
 @dataclass(frozen=True)
 class QuantReference:
     """bits, head_bits: of its weights. same: names of mixes that put into a part, or into all groups, what is there
-    already: their KL is 0 by definition, and they are not scored.
+    already: their KL(reference‖mix) is 0 by definition, and they are not scored.
     """
 
     bits: float
@@ -34,7 +34,7 @@ def quant_reference(
     content: Callable[[Mix], ProbedMix],
     lowest: Path,
 ) -> QuantReference:
-    """What is known of a reference for all swaps of base quants.
+    """The reference for all swaps of base quants.
 
     bits, heads: of the base quants by choice, ascending, and of the heads that are swapped. lowest: directory of the
     base quant with the fewest bits. Raises: QuantMismatchError where that is the reference itself.

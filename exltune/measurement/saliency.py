@@ -1,4 +1,4 @@
-"""What tensors do to their own outputs, where swapping each alone would cost too much or cannot be loaded."""
+"""The effect of tensors on their own outputs, where swapping each alone would cost too much or cannot be loaded."""
 
 from __future__ import annotations
 

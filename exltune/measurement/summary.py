@@ -77,7 +77,7 @@ def summarize(
 ) -> Measurement:
     """The measurement from the scores of a plan's mixes, by mix name; quants ascend in bits; tensors: at level 4.
 
-    reference: what is known of it where it is a quant.
+    reference: as a quant, if it is one.
 
     Where a swap is missing, or has fewer rows than others, all follow from the law of swaps and are marked estimated.
     """

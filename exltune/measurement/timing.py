@@ -1,4 +1,4 @@
-"""What a pass takes on this machine."""
+"""The time of a pass on this machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Numbers that tell two models apart: KL(ref‖quant), KL(quant‖ref), likelihood of the next token, ordered top-k.
 
-What compares logits is in `metrics.logits`, which alone needs torch.
+Comparisons of logits are in `metrics.logits`, which alone needs torch.
 """
 
 from exltune.metrics.rows import evaluation_row, score_from_rows

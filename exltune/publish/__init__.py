@@ -1,1 +1,1 @@
-"""What others see: the model card and the repository on the Hugging Face Hub."""
+"""Publication: the model card and the repository on the Hugging Face Hub."""

@@ -52,7 +52,7 @@ def base_card(model: Path) -> Mapping[str, Any]:
 
 
 def pipeline_tag(config: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """What the base model's card says; else by whether the config has a vision tower."""
+    """From the base model's card; else by whether the config has a vision tower."""
     stated = base.get("pipeline_tag")
     if isinstance(stated, str):
         return stated

@@ -26,7 +26,7 @@ def render_card(card: Card) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        # Markdown is not HTML; what a user can write into a card is the card's author's own.
+        # Markdown is not HTML; the text of a card is its author's own.
         autoescape=False,
     )
     environment.filters |= {"size": size, "fixed": fixed, "count": count}
@@ -43,7 +43,7 @@ def _leaves(content: object, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 def size(value: float) -> str:
-    """Two decimals, or three digits of what is below one: 123.87, 0.000870."""
+    """Two decimals, or three digits below one: 123.87, 0.000870."""
     decimals = 2 if value >= 1 or value <= 0 else _DIGITS - 1 - floor(log10(value))
     return f"{value:.{decimals}f}"
 

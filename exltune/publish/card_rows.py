@@ -22,7 +22,7 @@ _GIB, _GB = 1 << 30, 10**9
 
 @dataclass(frozen=True)
 class QuantFacts:
-    """What a table says of a directory beside its evaluation. contexts: as in CardRow."""
+    """The numbers of a directory beside its evaluation. contexts: as in CardRow."""
 
     branch: str
     kind: RowKind

@@ -59,7 +59,7 @@ class Repository:
             self._api.create_branch(self.repo_id, branch=branch, exist_ok=True)
 
     def commit(self, branch: str, files: Mapping[str, Path], message: str) -> PushedBranch:
-        """Bring files to a branch in one commit; the library sends only what the Hub does not have."""
+        """Bring files to a branch in one commit; the library sends only files that the Hub does not have."""
         operations = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in sorted(files.items())
         ]

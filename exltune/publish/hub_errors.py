@@ -1,4 +1,4 @@
-"""What the Hub and the way there can answer, in words that say what to do; a token never stands in them."""
+"""Answers of the Hub and the way there, in words that name the remedy; a token never stands in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from exltune.errors import HubError, UsageError
 
-_AGAIN = "Run the same push again: what is there already is not sent again"
+_AGAIN = "Run the same push again: files that are there already are not sent again"
 _TOKEN = "Make a token with write access at https://huggingface.co/settings/tokens"
 _QUOTA_WORDS = ("quota", "storage", "limit reached", "exceed")
 _HIDDEN = "***"
@@ -18,7 +18,7 @@ _HIDDEN = "***"
 
 @contextmanager
 def hub_errors(repo_id: str, token: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into HubError, or UsageError for a name that it refuses."""
+    """Turn errors of huggingface_hub into HubError, or UsageError for a name that it refuses."""
     try:
         yield
     except HfHubHTTPError as error:
@@ -36,7 +36,7 @@ def hub_errors(repo_id: str, token: str) -> Iterator[None]:
             raise
         raise _failed(error, repo_id, token) from None
     except (RuntimeError, ValueError) as error:
-        # What uploads of single files end with; the Hub's own answer is their cause where it gave one.
+        # The errors of uploads of single files; the Hub's own answer is their cause where it gave one.
         if isinstance(error.__cause__, HfHubHTTPError):
             raise _refused(error.__cause__, repo_id, token) from None
         raise _failed(error.__cause__ or error, repo_id, token) from None

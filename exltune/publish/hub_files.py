@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exltune.errors import UsageError
 
-#: What exllamav3, transformers and TabbyAPI read of a model directory, and what a license asks to go along.
+#: Files that exllamav3, transformers and TabbyAPI read of a model directory, and those that a license asks for.
 _MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",

@@ -23,18 +23,18 @@ _TRIES = 5
 #: Seconds between tries.
 _LONGEST_WAIT = 30.0
 _SHOWN = 500
-#: What passes by itself: a server that is busy, restarts, or loads a model.
+#: Passing states: a server that is busy, restarts, or loads a model.
 _BUSY = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.BAD_GATEWAY,
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
-_AGAIN = "the same command goes on with what is missing"
+_AGAIN = "the same command goes on with the missing answers"
 
 
 class _Seen(BaseModel):
-    """What is read of an answer; other fields are left alone."""
+    """The fields that are read of an answer; other fields are left alone."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

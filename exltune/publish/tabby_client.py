@@ -1,4 +1,4 @@
-"""TabbyAPI over HTTP: what its admin API says, and errors instead of its silences.
+"""TabbyAPI over HTTP: the answers of its admin API, and errors instead of its silences.
 
 Source: TabbyAPI e632af4, endpoints/core/router.py, endpoints/core/utils/model.py, endpoints/OAI/router.py,
 common/auth.py.
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from exltune.errors import DeployError, UsageError
 
-#: Called with modules loaded, modules in all, and what is loaded ("model", "draft" or "vision").
+#: Called with modules loaded, modules in all, and the kind ("model", "draft" or "vision").
 OnProgress = Callable[[int, int, str], None]
 
 _CONNECT_SECONDS = 10.0
@@ -28,7 +28,7 @@ _MEMORY = ("out of memory", "outofmemory", "insufficient vram", "cuda error: out
 
 
 class _Seen(BaseModel):
-    """What is read of an answer; fields that a newer TabbyAPI adds are left alone."""
+    """The fields that are read of an answer; fields that a newer TabbyAPI adds are left alone."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -91,7 +91,7 @@ class Completion(_Seen):
 
     @property
     def text(self) -> str:
-        """What the model said, or thought where it came to no more."""
+        """The model's answer, or its thinking where there is no answer."""
         message = self.choices[0].message if self.choices else _Message()
         return message.content or message.reasoning_content or ""
 
@@ -140,7 +140,7 @@ class TabbyClient:
         return tuple(model.id for model in self._read(_Models, self._request("GET", "/v1/models")).data)
 
     def unload(self) -> None:
-        """Unload what is loaded, if anything is: 503 says that nothing was."""
+        """Unload the model, if one is loaded: 503 says that nothing was."""
         self._request("POST", "/v1/model/unload", accept=(HTTPStatus.SERVICE_UNAVAILABLE,))
 
     def load(self, request: dict[str, Any], progress: OnProgress) -> None:
@@ -206,7 +206,7 @@ class TabbyClient:
             return self._error(
                 f"not enough memory to load {name}: {message}",
                 fix="Free the cards or restart the server and load again; else plan with less `context` or `cache`, "
-                "or tell exltune plan what the cards hold (`calibrate`)",
+                "or give exltune plan the cards' readings (`calibrate`)",
             )
         return self._error(f"loading {name} failed: {message}", fix="See the server's log")
 
@@ -279,7 +279,7 @@ def _checked_url(text: str) -> str:
 
 
 def _answer_of(response: httpx2.Response) -> str:
-    """What an error answer says: FastAPI's detail, TabbyAPI's error, or its text."""
+    """The text of an error answer: FastAPI's detail, TabbyAPI's error, or its text."""
     try:
         content = response.json()
     except ValueError:

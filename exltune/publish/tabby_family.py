@@ -28,7 +28,7 @@ _BY_MODEL_TYPE: Mapping[str, Family] = {
     "qwen3_5_moe": Family(True, "qwen3_5"),
     "qwen3_next": Family(True, "qwen3_coder"),
 }
-#: What a chat template shows a model of its tool calls -> the parser that reads them.
+#: Mark of tool calls in a chat template -> the parser that reads them.
 _MARKERS = (("<arg_key>", "glm4_7"), ("<function=", "qwen3_coder"))
 #: Formats that TabbyAPI finds by the tokenizer's special tokens and that need no setting.
 _DETECTED = ("<|channel|>", "<|eom|>")

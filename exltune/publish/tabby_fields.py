@@ -1,8 +1,8 @@
-"""What TabbyAPI is pinned to, and the names that it knows."""
+"""TabbyAPI's pinned version, and the names that it knows."""
 
 from __future__ import annotations
 
-#: 2026-08-13; what the Dockerfile builds and what exltune's keys and requests belong to.
+#: 2026-08-13; the Dockerfile builds this version, and exltune's keys and requests are of it.
 TABBYAPI_COMMIT = "e632af41eba68abeadc3437c62674360f2f8cbf1"
 
 #: Source: TabbyAPI, endpoints/OAI/utils/tools.py (ALL_TOOLCALL_FORMATS); another name is dropped with a warning.

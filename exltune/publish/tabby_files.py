@@ -43,7 +43,7 @@ RUN git init -q . \\
 # TabbyAPI's own torch 2.9.0 for CUDA 12.8, with the exllamav3 1.4.2 that it pins.
 RUN pip install --no-cache-dir ".[cu12]"
 # exllamav3 1.4.2 does not know the half-integer widths (1.5, 2.5 and 3.5 bits) and refuses to load a mix that has
-# them; {exllamav3} loads them, and is what exltune's directories are tested with. torch stays as it is.
+# them; {exllamav3} loads them, and exltune's directories are tested with it. torch stays as it is.
 RUN pip freeze | grep -E '^torch(==| @)' > /tmp/torch.txt \\
     && pip install --no-cache-dir -c /tmp/torch.txt "exllamav3=={exllamav3}"
 
@@ -55,7 +55,7 @@ CMD ["main.py", "--host", "0.0.0.0", "--port", "{_CONTAINER_PORT}"]
 
 
 def model_section(deployment: Deployment) -> dict[str, Any]:
-    """What config.yml's and tabby_config.yml's `model` section say of the plan."""
+    """The plan in the `model` section of config.yml and tabby_config.yml."""
     settings = deployment.settings
     section: dict[str, Any] = {
         "backend": "exllamav3",

@@ -21,7 +21,7 @@ _OWNER_ONLY = 0o600
 
 
 def _one_word(key: SecretStr) -> SecretStr:
-    """What a header can carry; anything else would come back quoted in an HTTP library's error."""
+    """Text that a header can carry; anything else would come back quoted in an HTTP library's error."""
     if not re.fullmatch(r"[!-~]+", key.get_secret_value()):
         raise ValueError("a key is one word of ASCII")
     return key

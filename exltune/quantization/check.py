@@ -1,4 +1,4 @@
-"""Look at all weights before the long work begins: what no quant can hold is found in minutes, not after days."""
+"""Look at all weights before the long work begins: faults that no quant can hold are found in minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantize linears layer by layer; what is done is yielded at once, so that the caller can keep it."""
+"""Quantize linears layer by layer; a finished linear is yielded at once, so that the caller can keep it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def quantize_tensors(
 
     A tensor's result depends on the model, the tokens and its own job alone, never on which other jobs there are.
     Who stops early closes the generator, or its threads go on to the end of the layer.
-    progress counts weights. Raises: what the engine raises.
+    progress counts weights. Raises: all that the engine raises.
     """
     widths: dict[str, list[float]] = {}
     for job in jobs:
@@ -72,7 +72,7 @@ def quantize_tensors(
 
 
 def _whole_layers(inventory: Inventory, keys: Collection[str]) -> list[str]:
-    """All linears of every layer that has a wanted one: who shares a Hessian must not depend on what is left."""
+    """All linears of every layer that has a wanted one: who shares a Hessian must not depend on finished work."""
     layers = {spec.layer for spec in inventory.linears if spec.key in keys}
     return [spec.key for spec in inventory.linears if spec.layer in layers and spec.role is not Role.ROUTER]
 

@@ -63,7 +63,7 @@ class Probe(Record):
 
 
 class TensorSaliency(Record):
-    """A linear within its group (level l4), on the reference model's own inputs; no swap, and no KL.
+    """A linear within its group (level l4), on the reference model's own inputs; no swap, and no KL(reference‖mix).
 
     rfn: ‖W_q - W‖ / ‖W‖ in the lowest base quant. input_rms: root mean square of its inputs, over all tokens. tokens:
     those that the model's routing sends to a routed expert, None for others. saliency: rfn * input_rms, for an expert

@@ -29,7 +29,7 @@ class ReferenceQuant(Record):
 class Provenance(Record):
     """Hashes and settings that a result depends on; `tokens_sha256` is None where no tokens were used.
 
-    model_path, model_sha256: the reference's. reference: its quant, None where it is unquantized.
+    model_path, model_sha256: the reference's. reference: as a quant, None where it is unquantized.
     """
 
     exltune_version: Annotated[str, TOLD]

@@ -1,1 +1,1 @@
-"""What survives a kill: atomic files and directories, finished tensors, finished probes."""
+"""Files that survive a kill: atomic files and directories, finished tensors, finished probes."""

@@ -1,4 +1,4 @@
-"""What scores are known by: the content of the weights that a mix swaps in."""
+"""The key of scores: the content of the weights that a mix swaps in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exltune.schema.probe import ProbedMix, Swap
 
 
 class MixContent:
-    """Tells what a mix is made of, by the content of every group's tensors; a directory is read when first needed.
+    """The content of a mix, by that of every group's tensors; a directory is read when first needed.
 
     reference: its directory where it is a quant, whose own weights are not a swap in whatever directory they lie.
     """
@@ -28,7 +28,7 @@ class MixContent:
         self._paths |= {choice: Path(path).resolve() for choice, path in quants.items()}
 
     def __call__(self, mix: Mix) -> ProbedMix:
-        """The mix by what tells it from the reference. Raises: as group_hashes."""
+        """The mix by its difference from the reference. Raises: as group_hashes."""
         swapped = {unit: choice for unit, choice in sorted(mix.choices.items()) if choice != REFERENCE}
         swaps = {unit: self._swap(unit, choice) for unit, choice in swapped.items()}
         own = {} if self._reference is None else self._of(self._reference.resolve())

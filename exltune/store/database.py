@@ -20,7 +20,7 @@ from exltune.store.probe_tables import SCHEMA_VERSION, TABLES, version
 
 _PATIENCE_SECONDS = 60
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-#: What SQLite says of a file that is damaged or none of its own.
+#: SQLite's words for a file that is damaged or none of its own.
 _DAMAGED = ("malformed", "not a database", "file is encrypted")
 
 
@@ -28,7 +28,7 @@ class Database:
     """A database of probes, made when something is first written into it.
 
     url: a file, or a URL as SQLAlchemy takes it (`sqlite:///scores.db`, `postgresql://...`).
-    Raises: UsageError for what names neither, DataError for a file that is damaged, another program's or of another
+    Raises: UsageError for a name of neither, DataError for a file that is damaged, another program's or of another
     version, StorageError where the database cannot be reached.
     """
 
@@ -67,7 +67,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A connection to write with; what is written is on the disk when the block ends, or none of it is."""
+        """A connection to write with; all writes are on the disk when the block ends, or none is."""
         fresh = not self.exists
         with made(self.file.parent if self.file is not None else Path.cwd()):
             try:
@@ -86,7 +86,7 @@ class Database:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Raise StorageError or DataError for what the database raises."""
+        """Raise StorageError or DataError for the database's errors."""
         try:
             yield
         except SQLAlchemyError as error:

@@ -48,7 +48,7 @@ def format_of(kind: type[Record]) -> Format:
 def migrated(content: object, kind: type[Record], where: str) -> object:
     """Content of a file as the current version has it; files without a version are of the first.
 
-    What is not ours is left as it is, for whoever validates it.
+    Other content is left as it is, for whoever validates it.
     Raises: RecipeError or DataError for an unknown version.
     """
     form = format_of(kind)

@@ -1,4 +1,4 @@
-"""What a result is of: equal identities mean equal results, so that finished work can be taken up again.
+"""Identities of results: equal identities mean equal results, so that finished work can be taken up again.
 
 An identity is declared: the stage, the versions of the algorithms and libraries that compute there, and all inputs.
 """
@@ -20,7 +20,7 @@ from exltune.store.records import canonical
 #: Entry points of engines from other packages.
 ENGINE_GROUP = "exltune.engines"
 
-#: What every engine scores with beside its own code.
+#: Libraries of every engine's scores beside its own code.
 _SCORING = ("streaming", "metrics", "format", "inventory")
 _SCORING_LIBRARIES = ("torch", "transformers")
 #: Engines whose own package computes.
@@ -44,7 +44,7 @@ def identity(stage: str, *, algorithms: Iterable[str], libraries: Iterable[str] 
 
 
 def scoring_algorithms(engine: str) -> tuple[str, ...]:
-    """Algorithms that decide what a mix scores on given tokens; an engine of another package versions its own code."""
+    """Algorithms that decide a mix's scores on given tokens; an engine of another package versions its own code."""
     own = f"score.{engine}"
     return (own, *_SCORING) if own in ALGORITHMS else _SCORING
 
@@ -55,7 +55,7 @@ def scoring_libraries(engine: str) -> tuple[str, ...]:
 
 
 def scoring_versions(engine: str) -> str:
-    """What an engine scores with here, to be read: "score.reference 1, streaming 1, ..., torch 2.13.0"."""
+    """The versions behind an engine's scores here, to be read: "score.reference 1, streaming 1, ..., torch 2.13.0"."""
     algorithms = versions_of(scoring_algorithms(engine))
     if (theirs := engine_version(engine)) is not None:
         algorithms = {f"score.{engine}": theirs, **algorithms}

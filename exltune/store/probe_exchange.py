@@ -1,4 +1,4 @@
-"""Whole probe stores: what they hold, and taking one into another."""
+"""Whole probe stores: their content, and taking one into another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PROBES = (
 
 
 def stored_sets(database: Database) -> list[StoredSet]:
-    """What a store holds, by context and rows, oldest first."""
+    """The content of a store, by context and rows, oldest first."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for key, probe in _probes(database):
         entry = found.setdefault(key, {"probe": probe, "mixes": set(), "swaps": set(), "times": []})

@@ -51,7 +51,7 @@ def _fixed(probe: StoredProbe) -> list[object]:
     swaps = json.dumps(probe.mix.model_dump(mode="json")["swaps"], sort_keys=True)
     group = rows_key([bytes.fromhex(row) for row in probe.rows])
     context = probe.context.model_dump(mode="json")
-    # What is a record in itself is JSON in its cell, as swaps are; what is not there is an empty one.
+    # A nested record is JSON in its cell, as swaps are; a missing value is an empty cell.
     cells = (json.dumps(value, sort_keys=True) if isinstance(value, dict) else value for value in context.values())
     return [*cells, probe.mix.name, swaps, group, probe.row_length, probe.created]
 

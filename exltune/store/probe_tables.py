@@ -1,8 +1,8 @@
-"""Tables of a probe store. What a probe depends on is in its key, by content; names are for people.
+"""Tables of a probe store. A probe's inputs are in its key, by content; names are for people.
 
-contexts: the model and the code that scores it. mixes: what tells a mix from the reference, by content.
+contexts: the model and the code that scores it. mixes: their differences from the reference, by content.
 token_rows: rows that were scored together, each known by the sha256 of its own tokens. scores: their sums. timings:
-seconds of a pass, by what was to be measured in how many hours.
+seconds of a pass, by the measurement and its hours.
 """
 
 from __future__ import annotations

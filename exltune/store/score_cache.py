@@ -45,8 +45,8 @@ class ScoreCounts:
 class ScoreCache:
     """Scores of one engine, by content: whatever was scored before is never scored again.
 
-    engine: it is asked for what is missing; scores that a task gave are on the disk before the next task begins.
-    store: where they are kept, of one reference and one way to compute. content: a mix -> what it is made of, by hash.
+    engine: it is asked for missing scores; scores that a task gave are on the disk before the next task begins.
+    store: where they are kept, of one reference and one way to compute. content: a mix -> its content, by hash.
     Raises: as Database.
     """
 
@@ -61,7 +61,7 @@ class ScoreCache:
         return self._sets.setdefault(rows_key(rows), CachedRows(self, tokens, rows))
 
     def key(self, mix: Mix) -> str:
-        """What a mix is known by: sha256 (hex) of its content."""
+        """The key of a mix: sha256 (hex) of its content."""
         if mix.key not in self._keys:
             self._keys[mix.key] = content_key(self.content(mix))
         return self._keys[mix.key]
@@ -69,7 +69,7 @@ class ScoreCache:
     def score(
         self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None, resumed: Resumed | None = None
     ) -> list[Score]:
-        """As Engine.score, but for what is there already."""
+        """As Engine.score, but for stored scores."""
         return self.on(tokens).score(mixes, progress=progress, resumed=resumed)
 
 
@@ -79,7 +79,7 @@ class CachedRows:
 
     tokens: (rows, T). dropped: names of mixes whose scores are NaN, by content; they are asked for once.
 
-    Which mixes run together follows from the question and the memory alone, never from what is stored: a run that was
+    Which mixes run together follows from the question and the memory alone, never from the store: a run that was
     killed and taken up again computes the same as one that was not.
     """
 
@@ -125,7 +125,7 @@ class CachedRows:
         return [None if self.key(mix) in self.dropped else self.score_of(mix, rows) for mix in mixes]
 
     def fill(self, batches: Sequence[Batch], progress: Progress | None = None, resumed: Resumed | None = None) -> None:
-        """Score what is missing; mixes of a batch run together, batches need not. Raises: as Engine.score."""
+        """Score missing mixes; mixes of a batch run together, batches need not. Raises: as Engine.score."""
         self._recall(self.key(mix) for mixes, _ in batches for mix in mixes)
         tasks = self._missing(batches)
         self._count(batches, resumed)
@@ -137,7 +137,7 @@ class CachedRows:
             self._keep(task, found)
 
     def key(self, mix: Mix) -> str:
-        """What a mix is known by."""
+        """The key of a mix."""
         return self.cache.key(mix)
 
     def score_of(self, mix: Mix, rows: range) -> Score:
@@ -146,14 +146,14 @@ class CachedRows:
         return score_from_rows(mix.name, sums, self.tokens.shape[1] - 1)
 
     def _recall(self, keys: Iterable[str]) -> None:
-        """Take from the store what has not been looked for yet."""
+        """Take scores from the store that have not been looked for yet."""
         fresh = [key for key in dict.fromkeys(keys) if key not in self._sums]
         found = self.cache.store.find(fresh, self.row_ids)
         for key in fresh:
             self._sums[key] = found.get(key, np.full((SUMS, len(self)), np.nan))
 
     def _missing(self, batches: Sequence[Batch]) -> list[ScoreTask]:
-        """Tasks of what is not there, equal mixes once."""
+        """Tasks of missing mixes, equal ones once."""
         claimed: set[tuple[str, tuple[int, ...]]] = set()
         tasks = []
         for whole, wanted in batches:

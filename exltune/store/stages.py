@@ -1,4 +1,4 @@
-"""What the result of each stage depends on, declared in one place."""
+"""The inputs of each stage's result, declared in one place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from exltune.store.identity import engine_version, identity, scoring_algorithms, scoring_libraries
 
-#: Libraries by what they do here.
+#: Libraries by their use here.
 _CODEC = ("torch", "numpy", "numba")
 _SEARCH = ("numpy", "scipy", "optuna")
 
@@ -18,7 +18,7 @@ class Stage:
     """A stage whose results can be taken up again.
 
     algorithms, libraries: that compute there on any engine. inputs: names of all it depends on. quantizes,
-    scores: what it has the engine do, with the engine's own algorithms and libraries.
+    scores: the engine's part, with the engine's own algorithms and libraries.
     """
 
     name: str
@@ -75,7 +75,7 @@ REQUANTIZE = Stage(
     _CODEC,
     quantizes=True,
 )
-#: Mixes that a search has scored. units: their choices; defaults: of what has no unit.
+#: Mixes that a search has scored. units: their choices; defaults: choices without a unit.
 SEARCH = Stage(
     "search",
     ("measurement", "budgets", "units", "defaults"),

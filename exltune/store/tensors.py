@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorNote:
-    """What is known of a finished tensor beside its weights."""
+    """The facts of a finished tensor beside its weights."""
 
     stats: QuantStats
     rare: bool
@@ -59,7 +59,7 @@ class TensorStore:
         return [PendingTensor(name, entries[name].nbytes, _loader(path, name)) for name in sorted(entries)]
 
     def note(self, key: str, bits: float) -> TensorNote:
-        """What was noted of a stored linear."""
+        """The notes of a stored linear."""
         from exltune.exl3.quantizer import QuantStats
 
         with safe_open(self._path(key, bits), framework="pt") as handle:

@@ -1,6 +1,6 @@
-"""Models whose KL(reference‖mix) is a known law, and measurements of them: what searches and samplers are tried on.
+"""Models whose KL(reference‖mix) is a known law, and measurements of them, to try searches and samplers on.
 
-KL(reference‖mix) = (sum of z)^gamma plus what pairs of units do to each other, times the difficulty of each row, plus
+KL(reference‖mix) = (sum of z)^gamma plus interactions of pairs of units, times the difficulty of each row, plus
 noise.
 """
 

@@ -1,4 +1,4 @@
-"""What every sampler must do. A test class inherits it and gives the row that the sampler's table or entry point has:
+"""The contract of every sampler. A test class inherits it and gives the row of the sampler's table or entry point:
 
     import pytest
     from exltune.search import SamplerRow

@@ -1,7 +1,7 @@
 """Tiny random models on disk, each with two EXL3 quants, made in a moment: the weights follow the quants.
 
 A trellis may hold any bits, so random ones make a valid EXL3 directory without an encoder; the checkpoint's weights
-are what it decodes to, plus noise. The second quant is the first with disturbed scales.
+are its decoded values, plus noise. The second quant is the first with disturbed scales.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _random_linear(spec: LinearSpec, generator: torch.Generator) -> QuantizedLin
     trellis = torch.randint(-(1 << 15), 1 << 15, shape, generator=generator).to(torch.int16)
     gain = 2.5 if spec.role is Role.HEAD else 1.2
     suh = _signs(spec.padded_in, generator) * gain * spec.in_features**-0.5
-    # What quantizing zeros leaves of a padded part is next to nothing, and random bits would not be.
+    # Quantized zeros of a padded part are next to nothing, and random bits would not be.
     suh[spec.in_features :] = 0
     bias = 0.1 * torch.randn(spec.padded_out, generator=generator) if spec.bias else None
     svh = _signs(spec.padded_out, generator)

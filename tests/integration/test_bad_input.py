@@ -375,7 +375,7 @@ def test_a_trade_where_nothing_fits(measurement):
 def test_a_record_of_another_kind_is_named_in_words(measurement, tmp_path):
     recipe = tmp_path / "evaluation.json"
     recipe.write_text("{}")
-    fail(7, "evaluation.json", "no measurement", "base", here=tmp_path, arguments=("report", recipe))
+    fail(7, "evaluation.json", "not a valid measurement", "base", here=tmp_path, arguments=("report", recipe))
 
 
 def test_quants_with_another_tokenizer(moe_model, copies, data, tmp_path):

@@ -65,7 +65,7 @@ def test_gpus() -> None:
         *(
             ("6x24", "no unit"),
             ("24GiB,", "is not a size"),
-            ("", "no size"),
+            ("", "is not a size"),
             ("6x0GiB", "nothing"),
             ("9999x1GiB", "1024"),
         ),

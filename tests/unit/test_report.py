@@ -384,8 +384,8 @@ def test_bad_input(small: Measurement, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "kl_wider.png").write_bytes(b"mine")
     cases: tuple[tuple[tuple[object, ...], int, tuple[str, ...]], ...] = (
         ((tmp_path / "none.json", "--out", out), 7, ("none.json", "cannot be read")),
-        ((tmp_path / "half.json", "--out", out), 7, ("half.json", "no measurement")),
-        ((tmp_path / "recipe.yaml", "--out", out), 7, ("recipe.yaml", "no measurement")),
+        ((tmp_path / "half.json", "--out", out), 7, ("half.json", "not a valid measurement")),
+        ((tmp_path / "recipe.yaml", "--out", out), 7, ("recipe.yaml", "not a valid measurement")),
         ((tmp_path / "theirs.json", "--out", out), 7, ("theirs.json", "exltune", "Field required")),
         ((file, "--out", tmp_path / "there.html"), 8, ("there.html", "--force")),
         ((file, "--out", tmp_path), 8, ("directory",)),

@@ -1,1 +1,1 @@
-"""What a model takes: weights, cache, transients, layer by layer."""
+"""Memory of a model: weights, cache, transients, layer by layer."""

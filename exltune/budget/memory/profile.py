@@ -1,4 +1,4 @@
-"""A model as the planner sees it, from its config alone: what every layer weighs, keeps and needs."""
+"""A model as the planner sees it, from its config alone: weights, state and needs of every layer."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ModelProfile:
 
     @property
     def cache(self) -> tuple[CacheLayer, ...]:
-        """What every layer keeps."""
+        """The state of every layer."""
         return tuple(layer.cache for layer in self.layers)
 
 
@@ -88,7 +88,7 @@ def model_profile(config: Mapping[str, Any], codebook: Codebook = "mul1", where:
 def _plain_bytes(config: Mapping[str, Any], inventory: Inventory, where: str) -> tuple[dict[int | None, int], int]:
     """Bytes of the tensors that belong to no linear, as exltune writes them: by layer, and of the embedding.
 
-    None stands for what is in no layer: the last norm.
+    None stands for tensors in no layer: the last norm.
     """
     shape = model_shape(config, where)
     owned = {f"{spec.key}.{part}" for spec in inventory.linears if spec.role.fp16 for part in ("weight", "bias")}

@@ -1,4 +1,4 @@
-"""What a layer needs beside weights and cache: prefill transients, static buffers, copies; all from shapes.
+"""Memory of a layer beside weights and cache: prefill transients, static buffers, copies; all from shapes.
 
 Transients of different layers on one card do not overlap: a card needs the largest, not the sum.
 Source: exllamav3 1.6.5, the function named at each.
@@ -35,7 +35,7 @@ class LayerShape:
     """Widths that transients follow from; 0 where a layer has none.
 
     attention_out: outputs of all attention projections together. attention_matrix, mlp_matrix: elements of the
-    largest matrix that is dequantized whole. value_width: what o_proj takes in. intermediate: of a dense MLP or a
+    largest matrix that is dequantized whole. value_width: input of o_proj. intermediate: of a dense MLP or a
     shared expert.
     """
 
@@ -68,7 +68,7 @@ def layer_transient(shape: LayerShape, cache: CacheLayer, chunk: int, overheads:
 
 
 def attention_transient(shape: LayerShape, cache: CacheLayer, chunk: int, overheads: Overheads) -> int:
-    """Projections and output of a chunk, and the larger of a dequantized weight and what attention works in.
+    """Projections and output of a chunk, and the larger of a dequantized weight and attention's work space.
 
     A quantized cache's window is staged as fp16 (triton_paged.py); an fp16 cache's window is gathered into the same
     on compute capability 7.5 alone, and is counted everywhere, so that more cache bits never need less.
@@ -80,7 +80,7 @@ def attention_transient(shape: LayerShape, cache: CacheLayer, chunk: int, overhe
 
 def _attention_workspace(shape: LayerShape, cache: CacheLayer, chunk: int, overheads: Overheads) -> int:
     if cache.kind == "linear":
-        # The scan computes in fp32 what the projections gave in fp16 (modules/gated_delta_net.py).
+        # The scan computes in fp32 on the projections' fp16 outputs (modules/gated_delta_net.py).
         return chunk * _FLOAT * shape.attention_out
     tiles = -(-chunk // _TILE_ROWS) * _TILE_ROWS
     if cache.kind == "mla":

@@ -22,7 +22,7 @@ _EXPERTS = (Role.EXPERTS_GATE_UP, Role.EXPERTS_DOWN)
 
 @dataclass(frozen=True)
 class Weights:
-    """layers: bytes of all linears of each layer, router included; experts: what of these is of routed experts."""
+    """layers: bytes of all linears of each layer, router included; experts: bytes of routed experts among these."""
 
     layers: tuple[int, ...]
     experts: tuple[int, ...]
@@ -58,7 +58,7 @@ def linear_weights(profile: ModelProfile, bits: Mapping[str, float], head_bits: 
 
 
 def directory_weights(inventory: Inventory, quant: QuantDir) -> Weights:
-    """What an EXL3 directory stores, byte for byte. Raises: MissingTensorError."""
+    """Bytes of an EXL3 directory, exact. Raises: MissingTensorError."""
     sizes = {spec.key: stored_bytes(spec, quant) for spec in inventory.linears}
     head = sum(sizes[spec.key] for spec in inventory.linears if spec.role is Role.HEAD)
     return _summed(inventory, sizes, head)

@@ -1,4 +1,4 @@
-"""What a quant in use takes: piece by piece for layers on cards, and in system RAM."""
+"""Memory of a quant in use: piece by piece for layers on cards, and in system RAM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Workload:
 
     @property
     def per_card(self) -> int:
-        """What every card keeps free or holds before its first layer.
+        """Memory that every card keeps free or holds before its first layer.
 
         The reserve and the margin are the same free memory twice (model_ls.py checks both): the larger one counts.
         """
@@ -41,7 +41,7 @@ class Workload:
 
 
 def workload(profile: ModelProfile, use: Use, overheads: Overheads) -> Workload:
-    """Everything but the weights. See check_use for what a use must be."""
+    """Everything but the weights. See check_use for the conditions on a use."""
     offloaded = _offloaded(profile, use.offload_layers)
     layers = list(zip(profile.layers, offloaded, strict=True))
     return Workload(

@@ -1,4 +1,4 @@
-"""Weights, cache and overheads on cards: whether they fit, and what lies where."""
+"""Weights, cache and overheads on cards: whether they fit, and where they lie."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from exltune.schema.plan import GpuPlan
 
 @dataclass(frozen=True)
 class Placement:
-    """room: what the fullest card has left in the best split, negative where it lacks as much; all in bytes.
+    """room: bytes left on the fullest card in the best split, negative where it lacks as much; all in bytes.
 
-    fullest, bare_room: weights and cache on the fullest card of the split that is best before any overhead, and what
-    that leaves of the card.
+    fullest, bare_room: weights and cache on the fullest card of the split that is best before any overhead, and the
+    room left on it.
     """
 
     cards: tuple[GpuPlan, ...]

@@ -1,6 +1,6 @@
 """Layers over cards: a contiguous partition, card after card, of pieces that cannot be cut.
 
-A card needs the sum of what its pieces keep, and the largest of what they share or need for a moment. Fewer pieces on
+A card needs the sum of its pieces' own bytes, and the largest of those shared or needed for a moment. Fewer pieces on
 a card never need more, so filling card after card with as many pieces as fit, as exllamav3's autosplit does, finds a
 split wherever there is one: no other split has more pieces on the first n cards, for any n.
 Source: exllamav3 1.6.5, model/model_ls.py (_load_autosplit), which moves to the next card where a module does not fit
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Piece:
-    """What stays whole: a decoder layer, or the head with the last norm. All in bytes.
+    """A piece that stays whole: a decoder layer, or the head with the last norm. All in bytes.
 
     weights, kv: as reported. other: norms, buffers and copies. static: buffers that all pieces of a card share.
     transient: needed for a moment, one piece at a time.
@@ -30,7 +30,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Load:
-    """What lies on one card together."""
+    """The pieces on one card together."""
 
     weights: int = 0
     kv: int = 0
@@ -59,7 +59,7 @@ Split = tuple[tuple[int, int], ...]
 
 
 def load_of(pieces: Sequence[Piece]) -> Load:
-    """What these pieces take on one card."""
+    """Memory of these pieces on one card."""
     load = Load()
     for piece in pieces:
         load = load.plus(piece)

@@ -20,7 +20,7 @@ _HALF, _FLOAT = 2, 4
 
 
 def parallel_loads(work: Workload, weights: Weights, capacities: Sequence[int]) -> list[Load]:
-    """What lies on each card; capacities without what every card keeps free.
+    """Bytes on each card; capacities without the bytes that every card keeps free.
 
     exllamav3's allocator goes from component to component and deals its channels by the memory that is left, so the
     cards end level, each in proportion to its memory, to one channel: the largest is added. Norms, router gates and
@@ -56,7 +56,7 @@ def _largest_channel(work: Workload, weights: Weights) -> int:
 
 
 def _channels(layer: LayerProfile, size: int, experts: int, kv: int) -> tuple[int, int]:
-    """Bytes of one expert, and of the largest piece of all else: a head with its cache, or what stays whole."""
+    """Bytes of one expert, and of the largest piece of all else: a head with its cache, or one that stays whole."""
     rest = size - experts - layer.fp16_bytes
     heads = layer.cache.kv_heads
     return experts // max(layer.shape.experts, 1), max(rest, (rest + kv) // heads) if heads else rest + kv

@@ -1,1 +1,1 @@
-"""The plan: what fits, what would, and what limits leave."""
+"""The plan: the fit, the remedies, and the room within limits."""

@@ -1,4 +1,4 @@
-"""What hardware and size limits leave for weights; the tightest limit binds and is named."""
+"""Room for weights within hardware and size limits; the tightest limit binds and is named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class WeightsBudget:
-    """groups_and_head_bytes: what quantized groups and head may take together, routers and gates not counted."""
+    """groups_and_head_bytes: limit of quantized groups and head together, routers and gates not counted."""
 
     groups_and_head_bytes: int
     binding: Limit
@@ -86,7 +86,7 @@ def tightest(bits: Mapping[Limit, float | None]) -> Limit | None:
 def weights_budget(
     profile: ModelProfile, limits: Limits, use: Use, *, head_bits: float = 6.0, overheads: Overheads | None = None
 ) -> WeightsBudget:
-    """What groups and head may take together, at bits spread evenly over all layers.
+    """Limit of groups and head together, at bits spread evenly over all layers.
 
     A mix of as many bytes that puts them elsewhere still has to pass fit_mix: layers are indivisible.
     Raises: BudgetError where no limit is given or not even 1 bit for every weight fits, naming the binding limit.

@@ -18,7 +18,7 @@ PLAIN_BITS = 2.0
 
 
 def plan(question: Question) -> Plan:
-    """Whether it fits, what binds, how large it could be, where it lies and what would make it fit.
+    """Whether it fits, the binding limit, the largest size, its place on cards, and the remedies.
 
     Raises: UsageError for a use that contradicts itself or the model.
     """

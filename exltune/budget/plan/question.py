@@ -1,4 +1,4 @@
-"""A question to the planner: a model, a use and limits; and what decides it."""
+"""A question to the planner: a model, a use and limits; and the deciding numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST = 1 << 24
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a model. weights: a given quant; None for the largest that fits.
+    """The use of a model. weights: a given quant; None for the largest that fits.
 
     disk_bytes: of a directory that is there; None counts the tensors that one would have.
     unit: of the sizes in texts.

@@ -1,4 +1,4 @@
-"""What would make it fit: each change alone, with its number."""
+"""Changes that would make it fit: each alone, with its number."""
 
 from __future__ import annotations
 

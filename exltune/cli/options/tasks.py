@@ -35,9 +35,10 @@ class _TaskFlags:
         str | None,
         typer.Option("--think-end", help="End of the model's thinking, where the answer holds it: </think>."),
     ] = None
-    unsafe_tasks: Annotated[bool, typer.Option("--unsafe-tasks", help="Run tasks that execute the model's output.")] = (
-        False
-    )
+    unsafe_tasks: Annotated[
+        bool,
+        typer.Option("--unsafe-tasks", help="Run tasks that execute the model's output."),
+    ] = False
 
     def asked(self, tasks: str | None) -> TaskOptions:
         """The tasks, written with commas. Raises: UsageError."""

@@ -45,7 +45,7 @@ class CapturePass:
             progress(layers, layers, "head")
 
     def _wanted(self, keys: Collection[str] | None) -> dict[int | None, list[str]]:
-        """Keys by layer, the head under None; what is never quantized has no Hessian."""
+        """Keys by layer, the head under None; linears that are never quantized have no Hessian."""
         wanted: dict[int | None, list[str]] = {}
         for spec in self.inventory.linears:
             if not spec.role.fp16 and (keys is None or spec.key in keys):
@@ -53,7 +53,7 @@ class CapturePass:
         return wanted
 
     def _layer(self, layer: int, hidden: Tensor, tokens: Tensor, wanted: Sequence[str]) -> LayerCapture | None:
-        """Run a layer on all rows in place; what it captured, if anything of it is wanted."""
+        """Run a layer on all rows in place; its captures, if any of them is wanted."""
         module, sums = self.worker.layers[layer], dict[str, dict[str, Any]]()
         with self.worker.loaded(module, {}), counted_experts(module) as counts:
             self.worker.check_finite(module)
@@ -96,7 +96,7 @@ class ExpertCounts:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is routed meanwhile does not count."""
+        """Tokens routed meanwhile do not count."""
         self._paused = True
         try:
             yield
@@ -118,7 +118,7 @@ class ExpertCounts:
 
 @contextmanager
 def counted_experts(module: Any) -> Iterator[ExpertCounts]:
-    """Counts what the module's routers choose meanwhile."""
+    """Counts the choices of the module's routers meanwhile."""
     counts = ExpertCounts()
     routers = [(part, part.routing_fn) for part in module if hasattr(part, "routing_fn")]
     for part, route in routers:

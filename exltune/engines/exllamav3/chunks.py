@@ -37,7 +37,7 @@ class Chunks:
                         f"{self.device} has too little memory for a single row ({_first_line(error)})",
                         fix="Use shorter rows (`row_length`), or free memory of the device",
                     ) from error
-            # Outside of the handler: the error holds the tensors of what failed.
+            # Outside of the handler: the error holds the tensors of the failed call.
             self._rows, self.shrunk = count // 2, self.shrunk + 1
             torch.cuda.empty_cache()
         return parts[0] if len(parts) == 1 else torch.cat(parts)

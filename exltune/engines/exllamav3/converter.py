@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.2
 CHECKPOINT_SECONDS = 60
 _LAST_LINES = 5
 _KILLED = -9
-#: What the last lines of a conversion may say, and what helps.
+#: Text in the last lines of a conversion, and its remedy.
 _REMEDIES = (
     ("No space left on device", "Make room on the disk"),
     ("File too large", "Raise the limit of file sizes (ulimit -f)"),
@@ -44,10 +44,10 @@ def convert(
     devices: Sequence[int],
     progress: Progress | None = None,
 ) -> None:
-    """Write the EXL3 directory job.out, taking up what an earlier attempt left in job.work_dir.
+    """Write the EXL3 directory job.out, taking up an earlier attempt in job.work_dir.
 
     tokens: (rows, T) calibration rows. progress counts weights.
-    Raises: EngineError with the conversion's last lines if it fails; what is done stays in job.work_dir.
+    Raises: EngineError with the conversion's last lines if it fails; finished work stays in job.work_dir.
     """
     arguments = _arguments(model_dir, job, _calibration(job.work_dir, tokens), tokens, devices)
     log = job.work_dir / LOG
@@ -71,7 +71,7 @@ def convert(
 
 
 def failure(last_lines: str, code: int, log: Path) -> EngineError:
-    """What to raise for a conversion that ended with a code other than 0."""
+    """The error for a conversion that ended with a code other than 0."""
     killed = f"it was killed by signal {-code}" if code < 0 else ""
     what = "; ".join(filter(None, [last_lines, killed])) or f"it ended with {code}"
     remedy = "Make room in RAM, which is the usual cause," if code == _KILLED else "Mend that"
@@ -84,7 +84,7 @@ def failure(last_lines: str, code: int, log: Path) -> EngineError:
 
 
 def _arguments(model_dir: Path, job: ConvertJob, data: Path, tokens: Tensor, devices: Sequence[int]) -> list[str]:
-    """What the converter's own parser takes. Source: exllamav3 1.6.5, conversion/convert_model.py."""
+    """Arguments of the converter's own parser. Source: exllamav3 1.6.5, conversion/convert_model.py."""
     options: dict[str, object] = {
         "--in_dir": model_dir.resolve(),
         "--work_dir": job.work_dir.resolve(),
@@ -138,7 +138,7 @@ class _Watch:
         self._at = 0
 
     def read(self, log: Path) -> None:
-        """Take in what was written since the last call."""
+        """Take in the text written since the last call."""
         if self.progress is None or not log.is_file():
             return
         with log.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""What runs in the conversion's process; importing it costs nothing."""
+"""The code of the conversion's process; importing it costs nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(arguments: Sequence[str], log: str) -> None:
         try:
             _convert(arguments)
         except Exception:  # noqa: BLE001
-            # The edge of this process: these lines are what the user is shown.
+            # The edge of this process: the user is shown these lines.
             traceback.print_exc(file=file)
             raise SystemExit(1) from None
 

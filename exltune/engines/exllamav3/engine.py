@@ -45,9 +45,9 @@ class ExllamaEngine:
     """exllamav3's own modules in fp16 on CUDA devices.
 
     quants: choice -> EXL3 directory. devices: where it runs, or numbers of CUDA devices; all of these if none are
-    given. limits: memory of a score call; state_bytes, vram_bytes: its hidden states in RAM, and what it may take of
+    given. limits: memory of a score call; state_bytes, vram_bytes: its hidden states in RAM, and its memory of
     each device, if other than the limits' own.
-    Raises: EngineError where exllamav3 cannot be used, and what reading the model raises.
+    Raises: EngineError where exllamav3 cannot be used, and all that reading the model raises.
     """
 
     name = "exllamav3"
@@ -193,5 +193,5 @@ def _lost_devices() -> Iterator[None]:
             raise
         raise EngineError(
             f"a CUDA device failed ({str(error).splitlines()[0]})",
-            fix="See nvidia-smi and dmesg, then run the same command again: what was scored before is kept",
+            fix="See nvidia-smi and dmesg, then run the same command again: earlier scores are kept",
         ) from error

@@ -1,4 +1,4 @@
-"""Whether a device holds what a layer needs, known from headers before any work starts."""
+"""Whether a device holds a layer's needs, known from headers before any work starts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from exltune.schema.mix import REFERENCE
 
 #: Copies of a row's states, and of its widest intermediate, that a layer holds while it runs.
 _STATES, _INTERMEDIATES = 6, 6
-#: Logits of a batch: the reference's and a mix's, probabilities, their gap, and what softmax needs.
+#: Logits of a batch: the reference's and a mix's, probabilities, their gap, and softmax's own.
 _LOGITS = 6
 #: Below this, torch's allocator could not round up to its blocks.
 _LEAST_POOL = 256 << 20
 
 
 class Fits:
-    """Bytes that the layers of a score call need on each device; `bytes_` is what a device has, None without limit."""
+    """Bytes that the layers of a score call need on each device; `bytes_`: of a device, None without limit."""
 
     def __init__(self, shelf: Shelf, inventory: Inventory, tree: PrefixTree, length: int) -> None:
         self.shelf, self.inventory, self.tree, self.length = shelf, inventory, tree, length
@@ -81,7 +81,7 @@ class Fits:
 
 
 def device_bytes(device: torch.device, limit: int | None) -> int | None:
-    """What a device may give: what is free of it, and no more than the limit; None for a CPU without one."""
+    """Bytes that a device may give: free ones, within the limit; None for a CPU without one."""
     if device.type != "cuda":
         return limit
     free = int(torch.cuda.mem_get_info(device)[0])

@@ -79,7 +79,7 @@ def why_not() -> str | None:
 
 
 def _hint() -> str:
-    """What this machine lacks of a build."""
+    """The parts of a build that this machine lacks."""
     from torch.utils import cpp_extension
 
     if cpp_extension.CUDA_HOME is None:

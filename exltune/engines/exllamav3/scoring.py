@@ -35,9 +35,9 @@ Result = TypeVar("Result")
 class Limits:
     """Memory that a score call may take.
 
-    state_bytes: hidden states in RAM; what is more goes to files in spill_dir. vram_bytes: all that lies on a device,
-    what is free of it if None. batch_tokens: tokens that run through a layer together. head_bytes: logits of one mix
-    that are on a device at one time.
+    state_bytes: hidden states in RAM; more of them go to files in spill_dir. vram_bytes: all that lies on a device,
+    all that is free of it if None. batch_tokens: tokens that run through a layer together. head_bytes: logits of one
+    mix that are on a device at one time.
     """
 
     state_bytes: int = 8 << 30
@@ -60,7 +60,7 @@ class Limits:
 
 
 class ScorePass:
-    """Scores a prefix tree on tokens (rows, T) and adds to `stats` what was done."""
+    """Scores a prefix tree on tokens (rows, T) and adds its counts to `stats`."""
 
     def __init__(
         self, workers: Sequence[Worker], shelf: Shelf, inventory: Inventory, limits: Limits, stats: ScoreStats

@@ -84,7 +84,7 @@ def _load(files: TensorFiles, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _checked(spec: LinearSpec, tensors: Stored, files: TensorFiles) -> dict[str, Tensor]:
-    """What of a linear's tensors has to be changed for exllamav3; raises for what it would run without a word."""
+    """A linear's tensors that have to be changed for exllamav3; raises for those that it would run without a word."""
     bias = finite(_stored(files, tensors, f"{spec.key}.bias"), f"{spec.key}.bias", files.path) if spec.bias else None
     trellis = tensors.get(f"{spec.key}.trellis")
     if trellis is None:

@@ -33,7 +33,7 @@ class StatePool:
         """A buffer of any content. Raises: StorageError where the disk is full."""
         nbytes = math.prod(shape) * dtype.itemsize
         idle = self._idle[nbytes]
-        # What lies in RAM was made first, so it is taken first.
+        # States in RAM were made first, so they are taken first.
         buffer = idle.pop(0) if idle else self._new(nbytes)
         return buffer.view(dtype).view(shape)
 

@@ -30,8 +30,8 @@ _DEVICE_LOCKS: defaultdict[str, Lock] = defaultdict(Lock)
 class Worker:
     """Runs modules of the reference, unquantized or a quant, with any mix of stored tensors in the place of its own.
 
-    A module is loaded by exllamav3 itself, from tensors given to it as its converter gives them: what runs is what
-    would run if the mix lay in a directory, fused kernels and all. Norms and routers are the reference's.
+    A module is loaded by exllamav3 itself, from tensors given to it as its converter gives them: the code that runs is
+    the code that would run if the mix lay in a directory, fused kernels and all. Norms and routers are the reference's.
     Source: exllamav3 1.6.5, conversion/convert_model.py main ("Reload module from memory"), loader/safetensors.py
     set_new_tensors.
     """
@@ -68,7 +68,7 @@ class Worker:
 
     @contextmanager
     def loaded(self, module: Any, tensors: Stored) -> Iterator[None]:
-        """A module with these tensors, and from the reference's files what is not among them."""
+        """A module with these tensors, and the rest from the reference's files."""
         collection = self._config.stc
         from_disk = not tensors and module.can_defer_load()
         if from_disk:
@@ -109,7 +109,7 @@ class Worker:
             }
 
     def tensors_of(self, pairs: Iterable[GroupChoice]) -> Stored:
-        """What `loaded` takes for a mix of held groups."""
+        """The arguments of `loaded` for a mix of held groups."""
         return {name: tensor for pair in pairs for name, tensor in self._held.get(pair, {}).items()}
 
     def check_finite(self, module: Any) -> None:
@@ -143,7 +143,7 @@ class Worker:
 
     @staticmethod
     def hessian(sums: Mapping[str, Any], width: int) -> Hessian:
-        """What exllamav3 summed up, on the CPU, without padding."""
+        """exllamav3's sums, on the CPU, without padding."""
         hessian_packed = import_module("exllamav3.modules.quant.exl3_lib.hessian_packed")
         matrix: Tensor = hessian_packed.unpack(sums["H"].cpu(), sums["n"])
         return Hessian(matrix[:width, :width].clone(), int(sums["count"]))
@@ -156,7 +156,7 @@ class Worker:
 
     @contextmanager
     def norms(self) -> Iterator[None]:
-        """What stands between the last layer and the head is loaded meanwhile."""
+        """The modules between the last layer and the head are loaded meanwhile."""
         with self._loaded(self._after):
             yield
 
@@ -206,7 +206,7 @@ class Worker:
 
     def _hide(self, tensors: Stored) -> dict[str, Any]:
         """Take the reference's own storage of these linears off exllamav3's map: a quant's marks of another codebook,
-        or its trellis, would go before what is given.
+        or its trellis, would go before the given ones.
         """
         stored = self._config.stc.tensor_file_map
         keys = {name.rpartition(".")[0] for name in tensors}

@@ -31,7 +31,7 @@ _PATIENCE_SECONDS = 600.0
 
 @dataclass
 class _Worker:
-    """An actor, where it runs once it is ready, and what it is at: None while it opens its engine."""
+    """An actor, where it runs once it is ready, and its task: None while it opens its engine."""
 
     actor: Any
     place: WorkerPlace | None = None
@@ -44,7 +44,7 @@ class Cluster:
     remark: is told of lost workers. quants: those that mixes may name; may grow. state_bytes: the most hidden states
     that a worker held since the last call began.
     Raises: UsageError without Ray or with nothing at the address, WorkerLostError for a task whose workers are lost
-    again and again, and what workers' engines raise.
+    again and again, and all that workers' engines raise.
     """
 
     def __init__(self, options: RayOptions, job: WorkerJob, remark: Callable[[str], None]) -> None:
@@ -102,7 +102,7 @@ class Cluster:
             self._settle()
 
     def _settle(self) -> None:
-        """Wait for what is still under way where a task has failed: nobody asks for its answer any more."""
+        """Wait for tasks still under way where one has failed: nobody asks for its answer any more."""
         for reference, worker in [(ref, one) for ref, one in self._workers.items() if one.task is not None]:
             del self._workers[reference]
             worker.task = None
@@ -153,7 +153,7 @@ class Cluster:
         self._workers[worker.actor.score.remote(task.mixes, rows[list(task.rows)], self.quants)] = worker
 
     def _replace(self, worker: _Worker, error: Exception, left: deque[ScoreTask], lost: Counter[ScoreTask]) -> None:
-        """What a lost worker was at comes next; what loses its workers again and again is given up."""
+        """A lost worker's task comes next; a task that loses its workers again and again is given up."""
         reason = " ".join(str(error).split())
         where = "a node" if worker.place is None else f"node {worker.place.host}, process {worker.place.pid}"
         if worker.task is None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class RayEngine:
     """An Engine whose scores are computed by workers, each with an engine of the same name.
 
-    inner: opened on the model. resources: of each worker. versions: engine name -> what it computes with, in words; a
+    inner: opened on the model. resources: of each worker. versions: engine name -> its versions, in words; a
     worker with others is refused. The cluster is joined at the first score and left at the end of the `with` block.
     Raises: as Cluster, and as the engine that is wrapped.
     """

@@ -1,4 +1,4 @@
-"""What runs in a Ray worker: an engine that stays open, so that its layers stay warm from task to task."""
+"""The actor in a Ray worker: an engine that stays open, so that its layers stay warm from task to task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exltune.schema.score import Score
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a worker opens; the paths must be the same on all nodes. versions: tells what an engine computes with."""
+    """The engine that a worker opens; the paths must be the same on all nodes. versions: tells an engine's versions."""
 
     engine: str
     model: Path
@@ -29,7 +29,7 @@ class WorkerJob:
 
 @dataclass(frozen=True)
 class WorkerPlace:
-    """Where a worker runs and what it computes with."""
+    """Where a worker runs, and its engine's versions."""
 
     pid: int
     host: str
@@ -39,7 +39,7 @@ class WorkerPlace:
 class ScoreWorker:
     """An actor: one engine on one GPU, or on some cores.
 
-    What a user can mend is returned rather than raised: Ray would wrap it in a trace of its own.
+    An error that a user can mend is returned rather than raised: Ray would wrap it in a trace of its own.
     """
 
     def __init__(self, job: WorkerJob) -> None:

@@ -20,7 +20,7 @@ _KEYWORD = "exltune_cache"
 
 
 def cache_keywords(cache: CacheChoice) -> Mapping[str, Any]:
-    """What a decoder layer must be called with, beside its own arguments, for this cache; nothing if unquantized.
+    """Arguments of a decoder layer, beside its own, for this cache; none if unquantized.
 
     Decoder layers hand keywords that they do not know on to the attention function.
     """
@@ -30,7 +30,7 @@ def cache_keywords(cache: CacheChoice) -> Mapping[str, Any]:
 def cached_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """sdpa over what the cache gives back of key and value (rows, kv_heads, T, head_dim), after norm and rotation.
+    """sdpa over the cache's rounded key and value (rows, kv_heads, T, head_dim), after norm and rotation.
 
     All positions are read from the cache, a token's own among them: exllamav3 quantizes the keys and values of a
     chunk into the cache before it attends to them.

@@ -34,7 +34,7 @@ class LayerModule:
                 self._assign(name.removeprefix(self.prefix), tensor)
 
     def empty(self) -> None:
-        """Drop the weights; what a cache holds of them stays as it is."""
+        """Drop the weights; a cache's own copies of them stay."""
         for name, tensor in self._blank.items():
             self._assign(name, tensor)
 

@@ -44,7 +44,7 @@ class LayerObserver:
         return {key: unique[id(site)] for key, site in self.sites.items()}
 
     def merge(self, other: LayerObserver) -> None:
-        """Add what another observer of the same layer has seen."""
+        """Add the sums of another observer of the same layer."""
         added: set[int] = set()
         for key, site in other.sites.items():
             mine = self.sites.setdefault(key, site)
@@ -98,7 +98,7 @@ class LayerObserver:
         return hook
 
     def _see_experts(self, prefix: str, module: Any, hidden: Tensor) -> None:
-        """Every expert sees every token here; what the model itself computes keeps its top-k routing."""
+        """Every expert sees every token here; the model's own output keeps its top-k routing."""
         for expert, gate_up in enumerate(module.gate_up_proj):  # (2 * inter, hidden)
             key = f"{prefix}.{expert}"
             for name in ("gate_proj", "up_proj"):

@@ -54,7 +54,7 @@ class Limits:
 
 
 class ScorePass:
-    """Scores a prefix tree on tokens (rows, T) and adds to `stats` what was done."""
+    """Scores a prefix tree on tokens (rows, T) and adds its counts to `stats`."""
 
     def __init__(
         self,

@@ -69,14 +69,14 @@ class ModelShell:
         return hidden
 
     def layer_kwargs(self, length: int) -> list[Mapping[str, Any]]:
-        """What the model passes to each layer beside hidden states for rows of `length` tokens.
+        """The model's arguments to each layer beside hidden states, for rows of `length` tokens.
 
         Position embeddings and masks have a batch dimension of 1 and broadcast over rows.
         """
         return [recorder.kwargs for recorder in self._record(torch.zeros(1, length, dtype=torch.int64))]
 
     def _record(self, ids: Tensor) -> list[_Recorder]:
-        """Run the model's own forward with layers that only note what they are given."""
+        """Run the model's own forward with layers that only note their inputs."""
         recorders = [_Recorder(layer.module) for layer in self.layers]
         layers = self.inner.layers
         self.inner.layers = nn.ModuleList(recorders)
@@ -88,7 +88,7 @@ class ModelShell:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a decoder layer: returns its input and keeps what it was called with."""
+    """Stands in for a decoder layer: returns its input and keeps its arguments."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

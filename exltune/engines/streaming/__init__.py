@@ -1,1 +1,1 @@
-"""What engines that stream a model layer by layer share: the prefix tree, states, results, weights."""
+"""Shared by engines that stream a model layer by layer: the prefix tree, states, results, weights."""

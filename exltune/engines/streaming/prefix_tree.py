@@ -11,7 +11,7 @@ from exltune.schema.mix import REFERENCE, CacheChoice, Choice, Mix
 
 
 class LayerChoice(NamedTuple):
-    """What tells one layer forward from another: choices of its groups in the inventory's order, and the cache's."""
+    """The key of a layer forward: choices of its groups in the inventory's order, and the cache's."""
 
     weights: tuple[Choice, ...]
     cache: CacheChoice = (REFERENCE, REFERENCE)

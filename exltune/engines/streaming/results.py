@@ -1,4 +1,4 @@
-"""What comes out of the head, leaf by leaf, and its way to scores of mixes."""
+"""The head's outputs, leaf by leaf, and their way to scores of mixes."""
 
 from __future__ import annotations
 

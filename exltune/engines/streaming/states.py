@@ -16,7 +16,7 @@ from exltune.engines.streaming.prefix_tree import Edge, LayerChoice
 class Batch:
     """Rows [start, stop) of one edge, which run through the layer together.
 
-    Rows of different edges never do: what a mix scores must not depend on the mixes beside it, to the last bit.
+    Rows of different edges never do: a mix's score must not depend on the mixes beside it, to the last bit.
     """
 
     edge: Edge

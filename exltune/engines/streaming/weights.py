@@ -91,7 +91,7 @@ def open_reference(files: TensorFiles) -> tuple[WeightSource, CheckpointWeights]
 def open_weights(path: Path) -> WeightSource:
     """The weights of a quant directory: EXL3, or a checkpoint that says of itself that it simulates another format.
 
-    Raises: QuantMismatchError for any other directory, and what reading it raises.
+    Raises: QuantMismatchError for any other directory, and all that reading it raises.
     """
     files = TensorFiles(path)
     noted = read_json(path / "config.json").get("quantization_config") or {}
@@ -110,7 +110,7 @@ def finite(tensor: Tensor, name: str, where: Path) -> Tensor:
 
 
 def other_shape(spec: LinearSpec, found: tuple[int, ...], where: Path) -> QuantMismatchError:
-    """What to raise for a linear of a shape `found` that is not the model's."""
+    """The error for a linear of a shape `found` that is not the model's."""
     return QuantMismatchError(
         f"{spec.key} has shape {found}, the model's is (in {spec.in_features}, out {spec.out_features})",
         where=str(where),

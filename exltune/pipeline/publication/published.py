@@ -98,7 +98,7 @@ def find_published(outs: Sequence[Path]) -> Published:
 
 
 def read_quant(path: Path) -> PublishedQuant:
-    """An EXL3 directory, checked to be whole. Raises: NotAModelError, QuantMismatchError, and as EXL3 directories."""
+    """An EXL3 directory, checked to be whole. Raises: NotAModelError, QuantMismatchError, CorruptFileError."""
     if not path.is_dir():
         raise NotAModelError("no such directory", where=str(path), fix="Name a tune's `out`, or an EXL3 directory")
     # Every shard is opened: a directory that lacks a tensor is not published.

@@ -146,7 +146,7 @@ def _probe(probe: Probe, unit: MeasuredGroup, base: str, law: Mapping[float, flo
 def interval(probe: Probe) -> tuple[float, float] | None:
     """95 % interval of a probe's KL(reference‖mix): the recorded one, else Student's t over its rows, else normal.
 
-    KL is never negative, and so the interval is not; None where no standard error is known.
+    KL(reference‖mix) is never negative, and so the interval is not; None where no standard error is known.
     """
     if probe.kld_ci95_nats is not None:
         return probe.kld_ci95_nats

@@ -16,9 +16,9 @@ _TWIST = 0.69
 def exllamav3_greedy(problem: SearchProblem) -> dict[str, float] | None:
     """Bits by group that exllamav3's optimizer would choose within the groups' budget; None without a measurement.
 
-    Its groups start at the lowest base quant; of all single upgrades that fit, the one with the most twisted KL per
-    bit is assignment, until none lowers KL. Floors are unknown to it.
-    Source: exllamav3 conversion/optimize_model.py, optimize (1.6.5), on the measurement's legacy form.
+    Its groups start at the lowest base quant; of all single upgrades that fit, the one with the most twisted
+    KL(reference‖mix) per bit is assignment, until none lowers KL. Floors are unknown to it. Source: exllamav3
+    conversion/optimize_model.py, optimize (1.6.5), on the measurement's legacy form.
     """
     if problem.measurement is None:
         return None
@@ -35,7 +35,7 @@ def exllamav3_greedy(problem: SearchProblem) -> dict[str, float] | None:
 
 @dataclass(frozen=True)
 class _Rung:
-    """One width of a unit; weight: of its KL change over the lowest width."""
+    """One width of a unit; weight: of its change of KL(reference‖mix) over the lowest width."""
 
     bits: float
     size_bytes: int
@@ -77,7 +77,7 @@ def _upgrade(ladders: Sequence[Sequence[_Rung]], budget_bits: int) -> list[int]:
 
 
 def _upgrades(ladder: Sequence[_Rung], unit: int, start: int) -> list[tuple[float, int, int, int]]:
-    """Upgrades that lower KL as (change by bit, unit, target, start): the least comes first, ties in their order."""
+    """Upgrades that lower KL(reference‖mix) as (change by bit, unit, target, start), the least first, ties in order."""
     found = []
     for target in range(start + 1, len(ladder)):
         change = ladder[target].weight - ladder[start].weight

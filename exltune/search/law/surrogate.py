@@ -155,7 +155,8 @@ class Surrogate:
     def fit(self, assignment: Sequence[Sequence[int]], klds: Sequence[float], centres: Sequence[float] = ()) -> None:
         """Fit to the swaps and to whole mixes. assignment: (n, units) options; klds: KL(reference‖mix), nats/token.
 
-        centres: KL around which the law has to be right. The posterior is Laplace's around the least-squares fit.
+        centres: KL(reference‖mix) around which the law has to be right. The posterior is Laplace's around the
+        least-squares fit.
         """
         mixes = whole_mixes(assignment, klds, centres, len(self.units))
 
@@ -177,11 +178,11 @@ class Surrogate:
 
     @property
     def gamma(self) -> float:
-        """Exponent by which KL grows with the summed error energy."""
+        """Exponent by which KL(reference‖mix) grows with the summed error energy."""
         return float(_expit(self._parameters[-1]))
 
     def exponents(self) -> dict[str, float]:
-        """gamma * q of every role: how a single swap's KL goes with its rfn."""
+        """gamma * q of every role: how a single swap's KL(reference‖mix) goes with its rfn."""
         roles = dict(zip((unit.role for unit in self.units), self._role, strict=True))
         start = len(self.units)
         return {role: self.gamma * float(self._parameters[start + index]) for role, index in roles.items()}
@@ -286,7 +287,7 @@ def log_error(unit: SearchUnit) -> Floats:
 
 
 def _probes(problem: Units) -> Mapping[str, Iterable[tuple[str, float, float]]]:
-    """Choice, KL and its standard error of every probe, by unit."""
+    """Choice, KL(reference‖mix) and its standard error of every probe, by unit."""
     if problem.measurement is None:
         raise UsageError("there is no measurement to learn from", fix="Run exltune measure first")
     detail = problem.measurement.exltune
@@ -295,7 +296,7 @@ def _probes(problem: Units) -> Mapping[str, Iterable[tuple[str, float, float]]]:
 
 
 def _telling(unit: MeasuredGroup) -> Sequence[Probe]:
-    """The probes that tell how KL goes with bits: not those that are 0 by definition, where there are others."""
+    """The probes that tell how KL(reference‖mix) goes with bits: those of 0 by definition where all are."""
     return [probe for probe in unit.probes if not probe.of_reference] or unit.probes
 
 

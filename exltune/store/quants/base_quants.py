@@ -28,7 +28,7 @@ def find_base_quants(
     model: the reference, which may be a quant itself, with no fewer bits than these. fingerprint: sha256 of a model
     directory, from where it is known already. Mixes, models that build made, and unquantized models are passed over.
     Raises: QuantMismatchError where nothing is left, where a quant belongs to another model or has more bits than the
-    reference, or where two have the same bits; what reading them raises.
+    reference, or where two have the same bits; all that reading them raises.
     """
     if not folder.is_dir():
         raise QuantMismatchError("no such directory", where=str(folder), fix="Give the `out` of exltune quantize")
@@ -70,7 +70,7 @@ def head_source(quants: Iterable[BaseQuant], head_bits: float | None) -> BaseQua
 def quant_sizes(
     inventory: Inventory, quants: Sequence[BaseQuant], head_bits: float, fingerprint: Callable[[Path], str]
 ) -> list[QuantSizes]:
-    """What a measurement notes of its base quants; sizes are those of mixes with one head of `head_bits`."""
+    """The notes of a measurement on its base quants; sizes are those of mixes with one head of `head_bits`."""
     sizes = SizeModel(inventory, quants[0].codebook)
     result = []
     for quant in quants:
@@ -95,7 +95,7 @@ def paths_of(quants: Iterable[BaseQuant]) -> dict[Choice, Path]:
 
 
 def _check_records(quants: Sequence[BaseQuant], expected: str | None) -> None:
-    """Fine-tunes of one model may share what is unquantized: where exltune noted a quant's model, its hash decides."""
+    """Fine-tunes of one model may share unquantized tensors: where exltune noted a quant's model, its hash decides."""
     for quant in quants:
         noted = quant.provenance
         if noted is None:

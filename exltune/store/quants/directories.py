@@ -61,8 +61,8 @@ def quant_dirs(folder: Path) -> Iterator[Path]:
 def read_base_quant(path: Path) -> BaseQuant | None:
     """The directory as a base quant; None for an unquantized model, and for a mix, which the log names.
 
-    Raises: CorruptFileError for several codebooks, QuantMismatchError for a quantized embedding, and what reading it
-    raises.
+    Raises: CorruptFileError for several codebooks, QuantMismatchError for a quantized embedding, and all that reading
+    it raises.
     """
     files = TensorFiles(path)
     if not any(name.endswith(".trellis") for name in files.entries):
@@ -86,7 +86,7 @@ def check_weights_of(quant: BaseQuant, model: Path) -> None:
     """Compare a few linears of a quant that was made elsewhere with the model's: fine-tunes may share all else.
 
     A fine-tune that moved weights by less than the quant's own error is not told apart.
-    Raises: QuantMismatchError, and what reading either raises.
+    Raises: QuantMismatchError, and all that reading either raises.
     """
     ours, theirs = open_reference(TensorFiles(model))[0], Exl3Weights(quant.path)
     allowed = min(_MOST_RFN, max(_LEAST_RFN, _SLACK * _RFN_AT_2 * 2.0 ** (2.0 - quant.bits)))

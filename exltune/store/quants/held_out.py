@@ -17,9 +17,9 @@ _OTHERS = tuple(split for split in Split if split is not Split.HELD_OUT)
 
 
 class HeldOut:
-    """The held-out rows that quants are compared on, and what may be known of a quant's own texts.
+    """The held-out rows that quants are compared on, and the known facts of a quant's own texts.
 
-    reference: the model directory, whose tokenizer counts. data: what the rows, `tokens`, were dealt from.
+    reference: the model directory, whose tokenizer counts. data: the source of the rows, `tokens`.
     """
 
     def __init__(self, reference: Path, data: DataOptions, tokens: TokenSet, *, trust: bool) -> None:
@@ -29,7 +29,7 @@ class HeldOut:
     def check(self, quant: Path) -> tuple[str, ...]:
         """Refuse a quant that was calibrated or searched on these rows, or that nobody can tell of without `trust`.
 
-        exltune notes the hash of what it used. A set of the same texts is disjoint from the held-out rows whatever its
+        exltune notes the hash of its set. A set of the same texts is disjoint from the held-out rows whatever its
         size, for no document moves from one set to another. Returns remarks. Raises: CompareRefusedError.
         """
         notes = _notes(quant)
@@ -77,7 +77,7 @@ class HeldOut:
 
 
 def _notes(quant: Path) -> dict[str, Provenance]:
-    """What exltune noted beside the quant, by file."""
+    """exltune's notes beside the quant, by file."""
     found = {}
     if (quant / RECORD).is_file():
         found[RECORD] = read_record(quant / RECORD, QuantRecord).provenance

@@ -1,4 +1,4 @@
-"""What a model directory is as a reference: the unquantized model, or a quant where that is not at hand."""
+"""A model directory as a reference: the unquantized model, or a quant where that is not at hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What base quants must be where the reference is a quant itself."""
+"""Conditions on base quants where the reference is a quant itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every engine must do. A test class inherits it, says how its engine is opened, and may widen tolerances:
+"""The contract of every engine. A test class inherits it, says how its engine is opened, and may widen tolerances:
 
     import pytest
     from exltune.testing.engines import EngineContract, OpenEngine

@@ -53,14 +53,14 @@ def logits(model: PreTrainedModel, ids: Tensor, k_bits: int | None = None, v_bit
 
 
 class RoundedCache(DynamicCache):
-    """Holds what exllamav3's cache kernels make of keys and values (rows, heads, T, head_dim)."""
+    """Holds keys and values as of exllamav3's cache kernels (rows, heads, T, head_dim)."""
 
     def __init__(self, model: PreTrainedModel, k_bits: int | None, v_bits: int | None) -> None:
         super().__init__(config=model.config)
         self.k_bits, self.v_bits = k_bits, v_bits
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """What attention is given in their place."""
+        """Attention's inputs in their place."""
         key, value = _rounded(key_states, self.k_bits), _rounded(value_states, self.v_bits)
         found: tuple[Tensor, Tensor] = super().update(key, value, *args, **kwargs)
         return found

@@ -1,4 +1,4 @@
-"""What the parts of an engine's contract share: tolerances, fixtures, and how scores are compared."""
+"""Shared by the parts of an engine's contract: tolerances, fixtures, and how scores are compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OpenEngine = Callable[[Path, Mapping[Choice, Path]], Engine]
 #: The same on a tiny model.
 EngineOf = Callable[[TinyModel], Engine]
 
-#: What one token at another expert may do to a row's mean, in nats/token.
+#: Largest effect of one token at another expert on a row's mean, in nats/token.
 _STRAY = 0.2
 
 #: A linear of the first layer of the tiny Glm4Moe, which is dense.
