@@ -17,7 +17,7 @@ ExltuneError
 ├── VerdictError                       9   the demo's tuned mix did not win
 ├── StorageError                      15   the system refuses to read or write: a full disk, no permission
 ├── DeployError                       16   a server refuses, fails, is gone, or serves something else than was planned
-├── CompareRefusedError               17   two quants that cannot be compared: other bytes, other tokens, incomplete runs
+├── CompareRefusedError               17   two quants that cannot be compared: other bytes or tokens, incomplete runs
 ├── CompareLostError                  18   the candidate is worse than the baseline
 ├── HubError                          19   the Hugging Face Hub refuses, fails or cannot be reached
 ├── EngineError                       21   an engine cannot run here, or what it runs on fails

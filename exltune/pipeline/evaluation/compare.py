@@ -33,7 +33,7 @@ TOLERANCE = 0.005
 
 @dataclass(frozen=True)
 class Side:
-    """One quant: an EXL3 directory or a comparison's file, and where its benchmark tasks are answered, or stand in a file."""
+    """One quant: an EXL3 directory or a comparison's file, and where its benchmark tasks are answered, or were."""
 
     quant: Path
     tasks: str | None = None

@@ -17,7 +17,7 @@ _TOP_K = 5
 
 
 def read_scored(where: Path, role: str) -> ScoredQuant:
-    """The quant that plays `role` in the comparison's file `where`, or the one named by `FILE#candidate`, `FILE#baseline`.
+    """The quant that plays `role` in a comparison's file, or the one named by `FILE#candidate`, `FILE#baseline`.
 
     Raises: CompareRefusedError for an evaluation (means alone), an incomplete run, or a directory that has changed.
     """
