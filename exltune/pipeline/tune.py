@@ -98,6 +98,7 @@ def _job(
         asked=asked,
         quantize=settings,
         data=session.data,
+        tokens={split.value: found.info.sha256 for split, found in session.token_sets.items()},
         level=level,
         search=search,
         rules=load_all_rules(),
@@ -112,7 +113,7 @@ def _claimed(out: Path, job: TuneJob) -> Iterator[None]:
         raise OutputExistsError("the directory holds something else", where=str(out), fix="Give an empty one")
     if (out / JOB).is_file() and read_record(out / JOB, TuneJob).job != job.job:
         raise OutputExistsError(
-            "another tune was begun here (another model, budget, texts, engine, option or version)",
+            "another tune was begun here (another model, budget, texts or what is in them, engine, option or version)",
             where=str(out),
             fix="Repeat that one's arguments to go on with it, or give an empty directory",
         )

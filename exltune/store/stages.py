@@ -85,10 +85,11 @@ SEARCH = Stage(
 )
 #: A study of the knobs of a search, which cannot change. search: its identity.
 KNOBS = Stage("knobs", ("search", "rules"), ("rules", "search"), _SEARCH)
-#: A tune's directory. rules: those that come with exltune; the user's own are in `search`.
+#: A tune's directory. data: where texts are and how they are dealt; tokens: what they are, for a file may change.
+#: rules: those that come with exltune; the user's own are in `search`.
 TUNE = Stage(
     "tune",
-    ("model_sha256", "asked", "quantize", "data", "level", "search", "rules"),
+    ("model_sha256", "asked", "quantize", "data", "tokens", "level", "search", "rules"),
     _ALL_BUT_ENGINES,
     (*_CODEC, *_SEARCH),
     quantizes=True,

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from real_models import write_text
 
 from exltune.budget import Limits
+from exltune.corpora.dealing import data_options_of
 from exltune.errors import DataError, OutputExistsError
 from exltune.pipeline import tune as tuning
 from exltune.pipeline.common.session import EngineOptions, Session
@@ -42,6 +44,7 @@ INPUTS: Mapping[str, tuple[object, ...]] = {
     "tensors": ("a", "b"),
     "served_model": ("a", "b"),
     "codebook": ("mul1", "mcg"),
+    "tokens": ({"search": "a", "held_out": "b"}, {"search": "a", "held_out": "c"}),
     "level": (3, 4),
     "bits": (2.0, 2.5),
     "head_bits": (6.0, 8.0),
@@ -254,8 +257,11 @@ class TestTune:
         asked = SpaceOptions(Limits(target_bpw=4.5))
         first = {"asked": asked, "settings": replace(OPTIONS, widths=(2.0, 3.0, 4.0, 6.0)), "level": 3}
 
-        def run(data: DataOptions | None = None, **changes: object) -> None:
-            with Session(moe_model, data or DataOptions(), engine=EngineOptions("reference")) as session:
+        file = write_text(tmp_path / "texts.txt", 1)
+        texts = data_options_of([file], rows=32, row_length=32)
+
+        def run(data: DataOptions = texts, **changes: object) -> None:
+            with Session(moe_model, data, engine=EngineOptions("reference")) as session:
                 tuning.tune(session, tmp_path / "out", **{**first, **changes})
 
         for _ in range(2):
@@ -269,8 +275,11 @@ class TestTune:
             {"settings": replace(settings, head_bits=(8.0,))},
             {"settings": replace(settings, codebook="mcg")},
             {"level": 2},
-            {"data": DataOptions(rows=512)},
+            {"data": texts.model_copy(update={"rows": 48})},
             {"search": OptimizeOptions(SearchOptions(passes=3))},
         ):
             with pytest.raises(OutputExistsError, match="another tune was begun here"):
                 run(**changes)
+        write_text(file, 2)
+        with pytest.raises(OutputExistsError, match="what is in them"):
+            run()
