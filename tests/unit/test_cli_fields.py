@@ -25,6 +25,7 @@ COMMAND_LINES = {
     "pipeline/optimization/optimize.py",
     "pipeline/publication/card_runs.py",
     "publish/tabby_files.py",
+    "store/formats.py",
 }
 
 

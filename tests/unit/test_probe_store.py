@@ -108,7 +108,7 @@ def test_processes_write_at_once(tmp_path):
 
 def test_a_full_disk_costs_nothing_that_was_there(file):
     before = list(stored_probes(Database(file)))
-    with largest_file(file.stat().st_size), pytest.raises(StorageError, match=r"probes\.db.*the same command again"):
+    with largest_file(file.stat().st_size), pytest.raises(StorageError, match=r"scores\.db.*the same command again"):
         store_at(file).add([(mix("", q=str(n)), sums(500)) for n in range(20)], row_ids(np.ones((500, 2))), 2)
     assert list(stored_probes(Database(file))) == before
     store_at(file).add([(mix("", q="z"), sums(5))], ROWS, 8)
@@ -125,7 +125,7 @@ def test_damaged_files_are_told_with_the_way_out(file):
     content = file.read_bytes()
     for damaged in (content[: len(content) // 2], b"no database" * 1000, content[:4096] + b"\xff" * 8192):
         file.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"probes\.db: .*damaged.*move the file away"):
+        with pytest.raises(DataError, match=r"scores\.db: .*damaged.*move the file away"):
             Database(file)
     file.write_bytes(content)
     with sqlite3.connect(file) as connection:
@@ -146,7 +146,7 @@ def test_other_versions_and_other_programs_are_refused(file, tmp_path):
     connection.close()
     with pytest.raises(DataError, match="another program's"):
         Database(tmp_path / "theirs.db")
-    with pytest.raises(UsageError, match=r"a directory is not a probe store.*probes\.db"):
+    with pytest.raises(UsageError, match=r"a directory is not a probe store.*scores\.db"):
         Database(tmp_path)
 
 

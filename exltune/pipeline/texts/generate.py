@@ -108,4 +108,4 @@ def _weights_sha256(model: Path) -> str:
     try:
         return model_fingerprint(model)
     except ModelError as error:
-        raise ModelError(error.what, where=str(model), fix="Serve the model and give its address with --url") from error
+        raise ModelError(error.what, where=str(model), fix="Serve the model and give its address with `url`") from error
