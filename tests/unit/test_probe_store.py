@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sqlite3
+import sys
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_processes_write_at_once(tmp_path):
 
 def test_a_full_disk_costs_nothing_that_was_there(file):
     before = list(stored_probes(Database(file)))
-    with largest_file(file.stat().st_size), pytest.raises(StorageError, match=r"probes\.db.*the same command again"):
+    with largest_file(file.stat().st_size), pytest.raises(StorageError, match=r"scores\.db.*the same command again"):
         store_at(file).add([(mix("", q=str(n)), sums(500)) for n in range(20)], row_ids(np.ones((500, 2))), 2)
     assert list(stored_probes(Database(file))) == before
     store_at(file).add([(mix("", q="z"), sums(5))], ROWS, 8)
@@ -125,7 +126,7 @@ def test_damaged_files_are_told_with_the_way_out(file):
     content = file.read_bytes()
     for damaged in (content[: len(content) // 2], b"no database" * 1000, content[:4096] + b"\xff" * 8192):
         file.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"probes\.db: .*damaged.*move the file away"):
+        with pytest.raises(DataError, match=r"scores\.db: .*damaged.*move the file away"):
             Database(file)
     file.write_bytes(content)
     with sqlite3.connect(file) as connection:
@@ -146,7 +147,7 @@ def test_other_versions_and_other_programs_are_refused(file, tmp_path):
     connection.close()
     with pytest.raises(DataError, match="another program's"):
         Database(tmp_path / "theirs.db")
-    with pytest.raises(UsageError, match=r"a directory is no probe store.*probes\.db"):
+    with pytest.raises(UsageError, match=r"a directory is no probe store.*scores\.db"):
         Database(tmp_path)
 
 
@@ -160,6 +161,26 @@ def test_an_empty_file_becomes_a_store(tmp_path):
     (tmp_path / "scores.db").touch()
     store_at(f"sqlite:///{tmp_path}/scores.db").add([(mix("q@2", q="x"), sums(5))], ROWS, 8)
     assert len(list(stored_probes(Database(tmp_path / "scores.db")))) == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "a file").touch()
+    with pytest.raises(StorageError, match="no scores can be kept there"):
+        Database(tmp_path / "a file" / "deeper" / "scores.db").check_writable()
+    # Whoever runs the tests may be root, whom only a read-only file system stops.
+    store_at(tmp_path / "scores.db").add([(mix("q@2", q="x"), sums(3))], ROWS[1:4], 8)
+    read_only = tmp_path / "scores.db"
+    monkeypatch.setattr("os.access", lambda path, mode: path != read_only)
+    with pytest.raises(StorageError, match=r"scores.db cannot be written.*give another `store`"):
+        Database(read_only).check_writable()
+    Database(tmp_path / "new" / "scores.db").check_writable()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_driver_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UsageError, match=r"no driver .*pip install 'exltune\[postgres\]'"):
+        Database("postgresql://user:secret@host/scores")
 
 
 def test_tables_are_made_as_postgresql_wants_them():
