@@ -66,6 +66,10 @@ class ScoreCache:
             self._keys[mix.key] = content_key(self.content(mix))
         return self._keys[mix.key]
 
+    def forget_names(self) -> None:
+        """Choices may stand for other directories from now on."""
+        self._keys.clear()
+
     def score(
         self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None, resumed: Resumed | None = None
     ) -> list[Score]:
