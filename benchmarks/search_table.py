@@ -146,7 +146,11 @@ def _targets(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "same space: below the best of strategy, hq, greedy, rules (median)", 0.15, _median(cells, OURS, _HAND)
         ),
         _target("same space: below uniform (median)", 0.25, _median(cells, OURS, ("uniform",))),
-        _target("the same, log KL(ref‖quant) of uniform quants interpolated to equal bytes", 0.25, _below_interpolated(cells)),
+        _target(
+            "the same, log KL(ref‖quant) of uniform quants interpolated to equal bytes",
+            0.25,
+            _below_interpolated(cells),
+        ),
         _target("same space: below convex under 3 bpw (median)", 0.05, _median(low, OURS, ("convex",))),
         _target("wide: below convex (median)", 0.10, _median(cells, WIDE, ("convex",))),
         _target("wide: below the best of strategy, hq, greedy, rules (median)", 0.15, _median(cells, WIDE, _HAND)),

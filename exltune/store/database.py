@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, NullPool, Table, create_engine, event, inspect, select, text
+from sqlalchemy import Connection, Engine, NullPool, Table, create_engine, event, func, inspect, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, SQLAlchemyError
@@ -19,7 +20,10 @@ from exltune.store.files import made
 from exltune.store.probe_tables import SCHEMA_VERSION, TABLES, version
 
 _PATIENCE_SECONDS = 60
+_DRIVER = "pip install 'exltune[postgres]'"
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+#: Names the turn of writers on a server; any number that no other program takes there.
+_TURN = 0x65786C74756E65
 #: SQLite's words for a file that is damaged or none of its own.
 _DAMAGED = ("malformed", "not a database", "file is encrypted")
 
@@ -72,12 +76,27 @@ class Database:
         with made(self.file.parent if self.file is not None else Path.cwd()):
             try:
                 with self.errors(), self._engine.begin() as connection:
+                    self._wait_for_turn(connection)
                     self._create(connection)
                     yield connection
             except BaseException:
                 if fresh:
                     self._drop_file()
                 raise
+
+    def check_writable(self) -> None:
+        """Raise StorageError for a file that nothing can be written into, before there is anything to lose."""
+        if self.file is None:
+            return
+        folder = next(path for path in self.file.absolute().parents if path.exists())
+        places = [self.file, folder] if self.file.exists() else [folder]
+        for place in places:
+            if not os.access(place, os.W_OK) or not (place == self.file or place.is_dir()):
+                raise StorageError(
+                    f"no scores can be kept there: {place} cannot be written",
+                    where=self.name,
+                    fix="Mend the access, or give another `store`",
+                )
 
     def insert_new(self, connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
         """Insert rows whose key is not there yet; whoever comes second changes nothing."""
@@ -101,12 +120,17 @@ class Database:
 
     @cached_property
     def _engine(self) -> Engine:
-        if self.url.get_backend_name() != "sqlite":
-            return create_engine(self.url, pool_pre_ping=True)
-        # Each connection closes its file, so that no write-ahead log lies about between writes.
+        # Each connection is closed after use, so that no write-ahead log lies about and no server waits for us.
+        if self.file is None:
+            return create_engine(self.url, poolclass=NullPool)
         engine = create_engine(self.url, connect_args={"timeout": _PATIENCE_SECONDS}, poolclass=NullPool)
         event.listen(engine, "connect", _make_durable)
         return engine
+
+    def _wait_for_turn(self, connection: Connection) -> None:
+        """One writer at a time, as SQLite has it: on a server two that insert the same rows would lock each other out."""
+        if self.file is None:
+            connection.execute(select(func.pg_advisory_xact_lock(_TURN)))
 
     def _create(self, connection: Connection) -> None:
         for table in TABLES:
@@ -161,15 +185,19 @@ def _parse(url: str | Path) -> URL:
         return URL.create("sqlite", database=written)
     try:
         parsed = make_url(written)
+        dialect = parsed.get_dialect()
         known = parsed.get_backend_name() in _INSERT and (parsed.database or parsed.get_backend_name() != "sqlite")
-        parsed.get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+    except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(f"{written!r} names no database ({error})", fix="For example `store` scores.db") from error
     if not known:
         raise UsageError(
             f"{written!r} is not a probe store: they are SQLite files and PostgreSQL databases",
             fix="For example `store` scores.db, or `store` postgresql://user@host/database",
         )
+    try:
+        dialect.import_dbapi()
+    except ImportError as error:
+        raise UsageError(f"no driver for this database is installed ({error})", fix=_DRIVER) from error
     return parsed
 
 

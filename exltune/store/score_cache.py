@@ -66,6 +66,10 @@ class ScoreCache:
             self._keys[mix.key] = content_key(self.content(mix))
         return self._keys[mix.key]
 
+    def forget_names(self) -> None:
+        """Choices may stand for other directories from now on."""
+        self._keys.clear()
+
     def score(
         self, mixes: Sequence[Mix], tokens: Tensor, progress: Progress | None = None, resumed: Resumed | None = None
     ) -> list[Score]:
@@ -131,6 +135,7 @@ class CachedRows:
         self._count(batches, resumed)
         if not tasks:
             return
+        self.cache.store.database.check_writable()
         engine, counts = self.cache.engine, self.cache.counts
         for task, found in run_tasks(engine, tasks, self.tokens, progress or _silent):
             counts.state_bytes = max(counts.state_bytes, engine.stats.state_bytes)

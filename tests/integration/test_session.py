@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,14 +16,17 @@ from exltune.budget import Limits
 from exltune.corpora import dealing
 from exltune.corpora.dealing import data_options_of
 from exltune.engines.reference.engine import ReferenceEngine
-from exltune.errors import UsageError
+from exltune.errors import QuantMismatchError, UsageError
+from exltune.evaluation import whole
 from exltune.inventory import content, identity
+from exltune.metrics import mean_and_se
 from exltune.pipeline.common import session as sessions
 from exltune.pipeline.common.session import Session
+from exltune.pipeline.evaluation.evaluate import evaluate
 from exltune.pipeline.optimization.optimize import OptimizeOptions
 from exltune.pipeline.quants.quantize import QuantizeOptions
 from exltune.pipeline.tune import tune
-from exltune.schema.tokens import DataOptions
+from exltune.schema.tokens import DataOptions, Split
 from exltune.search import SearchOptions
 from exltune.search.space.space import SpaceOptions
 from exltune.store.probes import row_ids
@@ -160,3 +164,37 @@ def test_scores_of_judging_outlive_a_kill(
     with pytest.raises(AssertionError):
         run_until_killed(arm, 1, *arguments)
     assert (tmp_path / "o.json").is_file()
+
+
+def test_a_name_stands_for_the_directory_that_bears_it(
+    moe_model: Path, quants: Path, texts: DataOptions, tmp_path: Path
+) -> None:
+    """Two directories of one name, one of which is that of a base quant's choice, in one session."""
+    folders = [tmp_path / name / "4" for name in ("a", "b")]
+    for folder, bits in zip(folders, "23", strict=True):
+        shutil.copytree(quants / f"{bits}bpw_H6", folder)
+    with Session(moe_model, texts, quants=quants, store=tmp_path / "scores.db") as session:
+        base = [whole(session.inventory, quant.choice) for quant in session.base_quants]
+        expected = session.scores.score(base, session.ids(Split.HELD_OUT))
+        found = [evaluate(session, [folder]).rows[0] for folder in folders]
+        assert [row.name for row in found] == ["4", "4"]
+        kls = [mean_and_se(score.kl_ref_mix, score.positions).mean for score in expected]
+        assert [row.kl_ref_quant for row in found] == kls[:2]
+        assert session.scores.score(base, session.ids(Split.HELD_OUT)) == expected
+        assert session.scores.counts.scored == len(base)
+
+
+def test_a_quant_that_was_replaced_is_not_taken_for_the_old_one(
+    moe_model: Path, quants: Path, texts: DataOptions, tmp_path: Path
+) -> None:
+    out = tmp_path / "quant"
+    shutil.copytree(quants / "2bpw_H6", out)
+    with Session(moe_model, texts, store=tmp_path / "scores.db") as session:
+        before, first = session.fingerprint(out), evaluate(session, [out]).rows[0]
+        shutil.rmtree(out)
+        shutil.copytree(quants / "4bpw_H6", out)
+        assert session.fingerprint(out) != before
+        with pytest.raises(QuantMismatchError, match="replaced since it was first read"):
+            evaluate(session, [out])
+    with Session(moe_model, texts, store=tmp_path / "scores.db") as session:
+        assert evaluate(session, [out]).rows[0].kl_ref_quant < first.kl_ref_quant / 2

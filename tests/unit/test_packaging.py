@@ -27,7 +27,7 @@ PACKAGE = ROOT / "exltune"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 #: Declared, but imported by another package on our behalf.
-USED_THROUGH = {"cmaes": "optuna.samplers.CmaEsSampler"}
+USED_THROUGH = {"cmaes": "optuna.samplers.CmaEsSampler", "psycopg": "sqlalchemy.dialects.postgresql.psycopg"}
 
 
 def named(lines: list[str]) -> dict[str, Requirement]:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sqlite3
+import sys
 
 import numpy as np
 import pytest
@@ -160,6 +161,26 @@ def test_an_empty_file_becomes_a_store(tmp_path):
     (tmp_path / "scores.db").touch()
     store_at(f"sqlite:///{tmp_path}/scores.db").add([(mix("q@2", q="x"), sums(5))], ROWS, 8)
     assert len(list(stored_probes(Database(tmp_path / "scores.db")))) == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "a file").touch()
+    with pytest.raises(StorageError, match="no scores can be kept there"):
+        Database(tmp_path / "a file" / "deeper" / "scores.db").check_writable()
+    # Whoever runs the tests may be root, whom only a read-only file system stops.
+    store_at(tmp_path / "scores.db").add([(mix("q@2", q="x"), sums(3))], ROWS[1:4], 8)
+    read_only = tmp_path / "scores.db"
+    monkeypatch.setattr("os.access", lambda path, mode: path != read_only)
+    with pytest.raises(StorageError, match=r"scores.db cannot be written.*give another `store`"):
+        Database(read_only).check_writable()
+    Database(tmp_path / "new" / "scores.db").check_writable()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_driver_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UsageError, match=r"no driver .*pip install 'exltune\[postgres\]'"):
+        Database("postgresql://user:secret@host/scores")
 
 
 def test_tables_are_made_as_postgresql_wants_them():

@@ -20,7 +20,7 @@ from exltune.schema.mix import Choice
 from exltune.schema.probe import ProbeContext
 from exltune.schema.provenance import Provenance, ReferenceQuant
 from exltune.schema.tokens import DataOptions, Split
-from exltune.store.content import MixContent
+from exltune.store.content import DirectoryState, MixContent, directory_state
 from exltune.store.database import Database
 from exltune.store.identity import scoring_versions
 from exltune.store.names import user_scores
@@ -73,7 +73,7 @@ class Session:
         self.model, self._data, self.quants_dir = Path(model), data, quants
         self.engine_options, self.reporter = engine or EngineOptions(), reporter or Silent()
         self.store = store
-        self._open, self._fingerprints = ExitStack(), dict[Path, str]()
+        self._open, self._fingerprints = ExitStack(), dict[tuple[Path, DirectoryState], str]()
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +83,8 @@ class Session:
 
     def use(self, *, quants: Path, store: str | Path) -> None:
         """Where base quants and scores lie. Raises: UsageError once others were opened."""
-        if self.__dict__.keys() & {"base_quants", "scores"}:
+        others = (quants, store) != (self.quants_dir, self.store)
+        if others and self.__dict__.keys() & {"base_quants", "scores"}:
             raise UsageError("the session has opened other base quants or scores", fix="Take a session of its own")
         self.quants_dir, self.store = quants, store
 
@@ -116,9 +117,10 @@ class Session:
     def fingerprint(self, directory: Path | None = None) -> str:
         """sha256 (hex) of a model directory, of the session's own model if None. Raises: as model_fingerprint."""
         path = (directory or self.model).resolve()
-        if path not in self._fingerprints:
-            self._fingerprints[path] = model_fingerprint(path)
-        return self._fingerprints[path]
+        key = path, directory_state(path)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = model_fingerprint(path)
+        return self._fingerprints[key]
 
     @cached_property
     def token_sets(self) -> Mapping[Split, TokenSet]:
@@ -181,9 +183,11 @@ class Session:
         return HeldOut(self.model, self.data, self.token_sets[Split.HELD_OUT], trust=trust)
 
     def add_quants(self, quants: Mapping[Choice, Path]) -> None:
-        """Let mixes name further quant directories."""
-        self.engine.add_quants(quants)
+        """Let mixes name further quant directories. Raises: QuantMismatchError for one that was replaced meanwhile."""
         self._content.add(quants)
+        self.engine.add_quants(quants)
+        if "scores" in self.__dict__:
+            self.scores.forget_names()
 
     def provenance(self, split: Split) -> Provenance:
         """Where a result on a token set came from."""

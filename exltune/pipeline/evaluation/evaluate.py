@@ -25,17 +25,20 @@ def evaluate(session: Session, quants: Sequence[Path], out: Path | None = None, 
     """
     if out is not None:
         refuse_existing_file(out, force=force)
-    named = _names(quants)
-    for path in named.values():
+    names = _names(quants)
+    for path in quants:
         check_same_model(session.model, path)
         check_same_tokenizer(session.model, path)
-    session.add_quants(named)
+    # Choices of the session's mixes: a directory named "3" is not its base quant of 3 bits.
+    choices = {str(path.resolve()): path for path in quants}
+    session.add_quants(choices)
     with session.reporter.stage("Evaluating") as progress:
         tokens = session.ids(Split.HELD_OUT)
-        rows = evaluate_quants(session.engine.inventory, session.scores.score, named, tokens, progress)
+        scored = evaluate_quants(session.engine.inventory, session.scores.score, choices, tokens, progress)
+    rows = [row.model_copy(update={"name": name}) for row, name in zip(scored, names, strict=True)]
     source = session.provenance(Split.HELD_OUT)
     if source.reference is not None:
-        own = [session.fingerprint(path) == source.model_sha256 for path in named.values()]
+        own = [session.fingerprint(path) == source.model_sha256 for path in quants]
         rows = [row.model_copy(update={"is_reference": is_own}) for row, is_own in zip(rows, own, strict=True)]
     evaluation = Evaluation(rows=tuple(rows), provenance=source)
     if out is not None:
@@ -43,7 +46,7 @@ def evaluate(session: Session, quants: Sequence[Path], out: Path | None = None, 
     return evaluation
 
 
-def _names(quants: Sequence[Path]) -> dict[str, Path]:
+def _names(quants: Sequence[Path]) -> list[str]:
     """Directory names, or whole paths where two directories are named alike or one as the reference is."""
     if not quants:
         raise UsageError("no quants are given", fix="exltune evaluate MODEL QUANT...")
@@ -51,7 +54,4 @@ def _names(quants: Sequence[Path]) -> dict[str, Path]:
     if len(set(resolved)) < len(resolved):
         raise UsageError("a quant is given twice", fix="Name each directory once")
     names = [REFERENCE, *(path.name for path in resolved)]
-    return {
-        whole.name if names.count(whole.name) == 1 else str(whole): path
-        for whole, path in zip(resolved, quants, strict=True)
-    }
+    return [path.name if names.count(path.name) == 1 else str(path) for path in resolved]
