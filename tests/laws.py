@@ -81,6 +81,9 @@ class MemoryStore:
         """Nothing."""
         return {}
 
+    def check_writable(self) -> None:
+        """Nothing is written."""
+
     def add(self, found: Any, rows: Sequence[bytes], row_length: int) -> None:
         """Keep nothing."""
 

@@ -63,6 +63,10 @@ class ProbeStore:
         self.database, self.context = database, context
         self.key = context_key(context)
 
+    def check_writable(self) -> None:
+        """Raise what the first `add` would raise, before anything was computed for it."""
+        self.database.check_writable()
+
     def find(self, keys: Iterable[str], rows: Sequence[RowId]) -> dict[str, Sums]:
         """Mix key -> sums (8, rows) of mixes that are there, NaN in rows that were not scored."""
         places: dict[RowId, list[int]] = {}

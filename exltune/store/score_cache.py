@@ -135,7 +135,7 @@ class CachedRows:
         self._count(batches, resumed)
         if not tasks:
             return
-        self.cache.store.database.check_writable()
+        self.cache.store.check_writable()
         engine, counts = self.cache.engine, self.cache.counts
         for task, found in run_tasks(engine, tasks, self.tokens, progress or _silent):
             counts.state_bytes = max(counts.state_bytes, engine.stats.state_bytes)
