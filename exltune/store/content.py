@@ -11,7 +11,6 @@ from exltune.schema.inventory import Inventory
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Choice, Mix
 from exltune.schema.probe import ProbedMix, Swap
 
-
 #: Name, bytes, time and inode of every file that a model's directory is known by.
 DirectoryState = tuple[tuple[str, int, int, int], ...]
 

@@ -126,7 +126,7 @@ class Database:
         return engine
 
     def _wait_for_turn(self, connection: Connection) -> None:
-        """One writer at a time, as SQLite has it: on a server two that insert the same rows would lock each other out."""
+        """One writer at a time, as SQLite has it: on a server two that insert the same rows lock each other out."""
         if self.file is None:
             connection.execute(select(func.pg_advisory_xact_lock(_TURN)))
 

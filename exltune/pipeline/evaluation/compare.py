@@ -33,7 +33,7 @@ TOLERANCE = 0.005
 
 @dataclass(frozen=True)
 class Side:
-    """One quant: an EXL3 directory or a gate's file, and where its benchmark tasks are answered, or stand in a file."""
+    """One quant: an EXL3 directory or a file of compare; where its benchmark tasks are answered, or stand."""
 
     quant: Path
     tasks: str | None = None

@@ -1,4 +1,4 @@
-"""Finished scores out of a gate's file, checked to be whole and still true."""
+"""Finished scores out of a comparison's file, checked to be whole and still true."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOP_K = 5
 
 
 def read_scored(where: Path, role: str) -> ScoredQuant:
-    """The quant that plays `role` in the gate's file `where`, or the one named by `FILE#candidate`, `FILE#baseline`.
+    """The quant that plays `role` in a file `where` of compare, or the one named by `FILE#candidate`, `FILE#baseline`.
 
     Raises: CompareRefusedError for an evaluation (means alone), an incomplete run, or a directory that has changed.
     """
