@@ -1,4 +1,4 @@
-"""A gate: two quants of the same bytes on the same held-out tokens, with all that a later gate needs of them."""
+"""Two quants of the same bytes on the same held-out tokens, with all that a later comparison needs of them."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from optuna.exceptions import StorageInternalError
 
 from exltune.errors import StorageError, UsageError
 from exltune.schema.mix import CACHE_K, CACHE_V, mix_key
@@ -82,7 +83,7 @@ def test_an_unquantized_cache_is_no_cache() -> None:
     assert mix_key(plain | {"0.attn.q": "16"}) != mix_key({"head": "6"})
 
 
-@pytest.mark.parametrize("url", ["search.db", "nonsense://somewhere/x", "postgresql://localhost/search"])
+@pytest.mark.parametrize("url", ["search.db", "nonsense://somewhere/x", "postgresql+nodriver://localhost/search"])
 def test_urls_that_name_no_storage(url: str) -> None:
     with pytest.raises(UsageError, match="names no storage") as error:
         open_storage(url)
@@ -103,6 +104,13 @@ def test_a_storage_that_fails_later_is_told_as_one(url: str) -> None:
     with pytest.raises(StorageError, match="storage fails") as error, storage_errors(url):
         study.ask()
     assert url in str(error.value)
+
+
+def test_no_password_is_shown() -> None:
+    url = "postgresql://user:secret@host/search"
+    with pytest.raises(StorageError, match="storage fails") as error, storage_errors(url):
+        raise StorageInternalError("gone")
+    assert "user:***@host" in str(error.value)
 
 
 def test_missing_rows_are_filled_in_by_how_hard_they_were_for_another_mix() -> None:

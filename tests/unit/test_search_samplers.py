@@ -138,3 +138,9 @@ def test_a_rule_pulls_towards_its_own_bits() -> None:
             assert np.log(turn.energies[number]) == pytest.approx(expected, rel=1e-9, abs=1e-9)
         return
     pytest.fail("no rule in 40 settings")
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_a_seed_out_of_range_is_told(seed: int) -> None:
+    with pytest.raises(UsageError, match=r"`seed` .* is out of range.*0 to 4294967295"):
+        sampler("random", seed)

@@ -29,7 +29,7 @@ class Ledger:
 
     @property
     def passes(self) -> float:
-        """Passes over the whole search set that the mixes have cost, those that were dropped included, seeds not."""
+        """Passes over the whole search set that the mixes have cost, dropped ones included, baselines not."""
         return self.history.passes(self.rows) + sum(self._dropped.values()) / self.rows
 
     def known(self, choices: Mapping[str, str], rows: int = 1) -> bool:

@@ -59,6 +59,10 @@ _PLUGINS = Plugins("sampler", "exltune.samplers", SAMPLERS)
 _NO_RULE = "none"
 
 
+#: Seeds that samplers take.
+_SEEDS = 1 << 32
+
+
 def sampler_names() -> tuple[str, ...]:
     """Names that sampler takes; nothing is imported for it."""
     return _PLUGINS.names()
@@ -67,9 +71,12 @@ def sampler_names() -> tuple[str, ...]:
 def sampler(name: str, seed: int, *, objectives: int = 1) -> BaseSampler:
     """A sampler by name.
 
-    Raises: UsageError naming the ones there are, for a front that one cannot trace, for a package that is not
-    installed, and for an entry point that gives no sampler.
+    seed: 0 to 2^32 - 1, as NumPy takes it.
+    Raises: UsageError naming the ones there are, for another seed, for a front that one cannot trace, for a package
+    that is not installed, and for an entry point that gives no sampler.
     """
+    if not 0 <= seed < _SEEDS:
+        raise UsageError(f"`seed` {seed} is out of range", fix=f"Give a whole number from 0 to {_SEEDS - 1}")
     row = _row(name)
     if objectives > row.objectives:
         raise UsageError(f"the sampler {name!r} knows one objective only", fix="Take nsga2 or tpe for several sizes")

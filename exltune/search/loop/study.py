@@ -39,7 +39,7 @@ def open_storage(url: str | None) -> BaseStorage:
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise UsageError(f"{url!r} names no storage ({error})", fix="For example sqlite:///search.db") from error
         except RuntimeError as error:
-            raise StorageError(f"another Optuna has made this storage ({error})", where=url) from error
+            raise StorageError(f"another Optuna has made this storage ({error})", where=_shown(url)) from error
 
 
 def _made_by_one(url: str) -> AbstractContextManager[object]:
@@ -58,7 +58,12 @@ def storage_errors(url: str) -> Iterator[None]:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise StorageError(f"the search's storage fails ({reason})", where=url) from error
+        raise StorageError(f"the search's storage fails ({reason})", where=_shown(url)) from error
+
+
+def _shown(url: str) -> str:
+    """A URL without its password."""
+    return make_url(url).render_as_string(hide_password=True) if "://" in url else url
 
 
 def knob_study(storage: BaseStorage, key: str, sampler: BaseSampler, *, objectives: int) -> optuna.Study:
