@@ -213,6 +213,12 @@ class CachedRows:
     def _keep(self, task: ScoreTask, found: Sequence[Score]) -> None:
         rows, content = list(task.rows), self.cache.content
         pairs = [(content(mix), score_sums(score)) for mix, score in zip(task.mixes, found, strict=True)]
+        broken = tuple(
+            mix.name for mix, (_, sums) in zip(task.mixes, pairs, strict=True) if not np.isfinite(sums).all()
+        )
+        if broken:
+            # Our own engines tell by themselves; an engine of others may not.
+            raise NonFiniteError(f"the engine gave NaN or inf for {', '.join(broken)}", mixes=broken)
         self.cache.store.add(pairs, [self.row_ids[row] for row in rows], self.tokens.shape[1])
         for mix, (_, sums) in zip(task.mixes, pairs, strict=True):
             self._sums[self.key(mix)][:, rows] = sums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from exltune.engines.ray.engine import RayEngine
 from exltune.engines.ray.options import RayOptions
 from exltune.engines.reference.engine import ReferenceEngine
 from exltune.engines.tasks import RunsTasks, ScoreTask, run_tasks
-from exltune.errors import UsageError
+from exltune.errors import QuantMismatchError, UsageError
 from exltune.store.identity import scoring_versions
 from exltune.testing.engines import OpenEngine
 from exltune.testing.engines.mixes import uniform
@@ -76,3 +77,18 @@ class TestRayEngine(ScoreContract):
         with pytest.raises(UsageError, match="choices without a quant"):
             engine.score([good, bad, uniform(tiny_moe, "3")], tokens)
         assert engine.score([good], tokens)[0].mix == good.name
+
+    def test_a_directory_that_is_another_one_on_a_node_is_refused(
+        self, tiny_moe: TinyModel, open_engine: OpenEngine, tokens: torch.Tensor, tmp_path: Path
+    ) -> None:
+        engine = open_engine(tiny_moe.path, tiny_moe.quants)
+        stale = tmp_path / "stale"
+        shutil.copytree(tiny_moe.quants["2"], stale)
+        engine.add_quants({"stale": stale})
+        shutil.rmtree(stale)
+        shutil.copytree(tiny_moe.quants["3"], stale)
+        with pytest.raises(QuantMismatchError, match="not the same on this node"):
+            engine.score([uniform(tiny_moe, "stale")], tokens)
+        engine.add_quants({"stale": stale})
+        found, expected = engine.score([uniform(tiny_moe, "stale"), uniform(tiny_moe, "3")], tokens)
+        assert found.nll == expected.nll

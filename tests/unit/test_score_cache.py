@@ -203,6 +203,19 @@ def test_mixes_that_are_not_finite_are_dropped_and_asked_for_once(cache: Open) -
         rows.score([mix("b")])
 
 
+def test_nan_of_an_engine_that_does_not_tell_is_not_kept(cache: Open) -> None:
+    class Careless(Recorder):
+        @staticmethod
+        def _score(one: Mix, rows: torch.Tensor) -> Score:
+            score = Recorder._score(one, rows)
+            return score.model_copy(update={"nll": (float("nan"),) * len(rows)}) if one.choices["q"] == "b" else score
+
+    rows = cache(Careless()).on(TOKENS)
+    assert [score is None for score in rows.finite([mix("a"), mix("b")])] == [False, True]
+    cache(engine := Recorder()).score([mix("a"), mix("b")], TOKENS)
+    assert engine.asked == [("b", 0, 10)]
+
+
 def test_an_unquantized_cache_is_no_cache() -> None:
     plain = mix("a")
     quantized = plain.model_copy(update={"choices": plain.choices | {CACHE_K: "16", CACHE_V: "8"}})

@@ -6,7 +6,6 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from exltune.engines.base import Progress, runs_on_cpu
 from exltune.engines.ray.options import AUTO, RayOptions
-from exltune.engines.ray.worker import ScoreWorker, WorkerJob, WorkerPlace
+from exltune.engines.ray.worker import ScoreWorker, WorkerJob, WorkerPlace, WorkerQuant
 from exltune.engines.tasks import ScoredTask, ScoreTask, TaskWatch
 from exltune.errors import ExltuneError, UsageError, WorkerLostError
 from exltune.schema.mix import Choice
@@ -49,7 +48,7 @@ class Cluster:
 
     def __init__(self, options: RayOptions, job: WorkerJob, remark: Callable[[str], None]) -> None:
         self.options, self.job, self.remark = options, job, remark
-        self.quants: dict[Choice, Path] = {}
+        self.quants: dict[Choice, WorkerQuant] = {}
         self.state_bytes = 0
         self._on_cpu, self._versions = runs_on_cpu(job.engine), job.versions(job.engine)
         self._ray = _import_ray()

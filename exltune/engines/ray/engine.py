@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Self
 from exltune.engines.base import Engine, LayerCapture, Progress, Resources, ScoreStats
 from exltune.engines.ray.cluster import Cluster
 from exltune.engines.ray.options import RayOptions
-from exltune.engines.ray.worker import WorkerJob
+from exltune.engines.ray.worker import WorkerJob, WorkerQuant
 from exltune.engines.tasks import ScoredTask, ScoreTask
+from exltune.inventory import model_fingerprint
 from exltune.schema.mix import Choice, Mix, MixKey
 from exltune.schema.score import Score
 
@@ -43,7 +44,8 @@ class RayEngine:
     ) -> None:
         self.inner, self.name, self.model_dir, self.inventory = inner, inner.name, inner.model_dir, inner.inventory
         self.stats = ScoreStats()
-        job = WorkerJob(inner.name, Path(inner.model_dir).resolve(), resources, versions)
+        model = Path(inner.model_dir).resolve()
+        job = WorkerJob(inner.name, model, model_fingerprint(model), resources, versions)
         self._cluster, self._joined = Cluster(options, job, remark), ExitStack()
         self._is_joined = False
 
@@ -61,7 +63,10 @@ class RayEngine:
     def add_quants(self, quants: Mapping[Choice, Path]) -> None:
         """As Engine.add_quants; the paths must be the same on all nodes."""
         self.inner.add_quants(quants)
-        self._cluster.quants |= {choice: Path(path).resolve() for choice, path in quants.items()}
+        resolved = {choice: Path(path).resolve() for choice, path in quants.items()}
+        self._cluster.quants |= {
+            choice: WorkerQuant(path, model_fingerprint(path)) for choice, path in resolved.items()
+        }
 
     def run_tasks(self, tasks: Sequence[ScoreTask], tokens: Tensor, progress: Progress) -> Iterator[ScoredTask]:
         """As RunsTasks.run_tasks."""
