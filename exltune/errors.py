@@ -27,6 +27,7 @@ ExltuneError
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -175,3 +176,8 @@ class WorkerLostError(ExltuneError):
     """Workers of a cluster are lost again and again over the same work, or there is no room for any."""
 
     exit_code = 20
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown, also one that cannot be parsed."""
+    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)

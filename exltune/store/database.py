@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
-from exltune.errors import DataError, StorageError, UsageError
+from exltune.errors import DataError, StorageError, UsageError, without_password
 from exltune.store.files import made
 from exltune.store.probe_tables import SCHEMA_VERSION, TABLES, version
 
@@ -187,11 +187,12 @@ def _parse(url: str | Path) -> URL:
         parsed = make_url(written)
         dialect = parsed.get_dialect()
         known = parsed.get_backend_name() in _INSERT and (parsed.database or parsed.get_backend_name() != "sqlite")
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UsageError(f"{written!r} names no database ({error})", fix="For example `store` scores.db") from error
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        told = without_password(f"{written!r} names no database ({error})")
+        raise UsageError(told, fix="For example `store` scores.db") from error
     if not known:
         raise UsageError(
-            f"{written!r} is not a probe store: they are SQLite files and PostgreSQL databases",
+            f"{without_password(written)!r} is not a probe store: they are SQLite files and PostgreSQL databases",
             fix="For example `store` scores.db, or `store` postgresql://user@host/database",
         )
     try:

@@ -10,7 +10,7 @@ from command_line import largest_file
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
-from exltune.errors import DataError, StorageError, UsageError
+from exltune.errors import DataError, ExltuneError, StorageError, UsageError
 from exltune.schema.probe import ProbeContext, ProbedMix, Swap
 from exltune.store.database import Database
 from exltune.store.probe_exchange import merge, stored_probes, stored_sets
@@ -231,3 +231,13 @@ def test_files_that_hold_no_probes_are_told_by_line(file, tmp_path):
     path.write_text(path.read_text().replace(",8,", ",eight,", 1))
     with pytest.raises(DataError, match="is not a probe"):
         list(read_probes(path))
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:secret@host:port/x", "mongo://me:secret@host/x", "sqlite://me:secret@x"]
+)
+def test_no_message_shows_a_password(url):
+    with pytest.raises(ExltuneError) as error:
+        Database(url)
+    assert "secret" not in str(error.value)
+    assert "me:***@" in str(error.value)

@@ -80,7 +80,7 @@ def tradeoff(
 def _check(options: TradeoffOptions) -> None:
     hardware = options.limits.hardware
     if not hardware.gpus and hardware.vram_bytes is None:
-        raise UsageError("a trade needs to know the memory", fix="Give `vram` or `gpus`")
+        raise UsageError("a tradeoff needs to know the memory", fix="Give `vram` or `gpus`")
     if not options.contexts:
         raise UsageError("no context is given", fix="Give `contexts`, such as 32768,65536")
 

@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from exltune.errors import StorageError, UsageError
+from exltune.errors import StorageError, UsageError, without_password
 
 _PATIENCE_SECONDS = 60
 
@@ -36,8 +36,9 @@ def open_storage(url: str | None) -> BaseStorage:
         try:
             with _made_by_one(url):
                 return RDBStorage(url, engine_kwargs=patience)
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise UsageError(f"{url!r} names no storage ({error})", fix="For example sqlite:///search.db") from error
+        except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+            told = without_password(f"{url!r} names no storage ({error})")
+            raise UsageError(told, fix="For example sqlite:///search.db") from error
         except RuntimeError as error:
             raise StorageError(f"another Optuna has made this storage ({error})", where=_shown(url)) from error
 
