@@ -9,7 +9,7 @@ from pathlib import Path
 from exltune.budget import model_profile
 from exltune.engines.base import AUTO, auto_engine
 from exltune.errors import ExltuneError, OutputExistsError
-from exltune.inventory import load_unquantized
+from exltune.inventory import load_inventory
 from exltune.pipeline.common.commands import budget_words
 from exltune.pipeline.common.session import Session
 from exltune.pipeline.evaluation.verdict import judge
@@ -80,7 +80,7 @@ def _stages(
 
 def _check_budget(session: Session, asked: SpaceOptions, settings: QuantizeOptions) -> None:
     """Whether anything can come of it, with the cheapest cache where the cache is open."""
-    load_unquantized(session.model)
+    load_inventory(session.model)
     profile = model_profile(session.config, settings.codebook, str(session.model))
     check_options(asked, profile)
     cache = CacheBits(k=2, v=2) if asked.cache == OPEN else asked.cache or FP16_CACHE

@@ -312,7 +312,7 @@ def test_a_disk_without_room(moe_model, quants, data, tmp_path):
     }
     for limit, arguments in commands.items():
         # SQLite does not tell why it could not write.
-        word = "run the same command again" if arguments[0] == "measure" else "File too large"
+        word = "run the same command again" if arguments[0] in ("measure", "evaluate") else "File too large"
         with largest_file(limit):
             fail(15, word, here=tmp_path, arguments=arguments)
     # What was under way is waited for, and nothing more is begun.

@@ -76,7 +76,7 @@ def test_the_same_quant_ties(against, quants):
 
 
 def test_other_bytes_are_refused_before_anything_is_scored(against, quants, tmp_path, monkeypatch):
-    monkeypatch.setattr("exltune.pipeline.evaluation.compare.open_engine", None)
+    monkeypatch.setattr("exltune.pipeline.common.session.open_engine", None)
     arguments = against(quants / "3bpw_H6", quants / "2bpw_H6", "--out", tmp_path / "gate.json")
     fail(REFUSED, "bytes do not match", "% where 0.5 % is allowed", "--tolerance", here=tmp_path, arguments=arguments)
 
@@ -152,7 +152,7 @@ def test_without_the_harness_the_fix_is_named(against, quants, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     arguments = ("tasks", "http://127.0.0.1:9/v1", "--tasks", "sums", "--out", tmp_path / "tasks.json")
     fail(2, "pip install 'exltune[tasks]'", here=tmp_path, arguments=arguments)
-    monkeypatch.setattr("exltune.pipeline.evaluation.compare.open_engine", None)
+    monkeypatch.setattr("exltune.pipeline.common.session.open_engine", None)
     sides = ("--tasks", "sums", "--candidate-endpoint", "http://127.0.0.1:9/v1")
     arguments = against(quants / "2bpw_H6", quants / "2bpw_H6", *sides)
     fail(2, "pip install 'exltune[tasks]'", here=tmp_path, arguments=arguments)

@@ -12,6 +12,9 @@ from real_models import LLAMA, write_model
 
 from exltune.budget import model_profile
 from exltune.schema.hardware import CacheBits, Use
+from exltune.store.database import Database
+from exltune.store.probe_exchange import stored_probes
+from exltune.store.probes import content_key
 
 CONTEXT = 64
 
@@ -64,29 +67,23 @@ def test_the_measurement_holds_head_and_cache(llama):
 def test_a_kill_in_the_midst_of_a_search_loses_one_batch_at_most(llama, tmp_path):
     out = tmp_path / "recipe.yaml"
     arguments = ("optimize", llama / "m.json", "--target-bpw", "3.2", "--passes", "6", "--out", out)
-    # Seeds, the first optimum and the first rung are kept; the kill is on the way to keep the second rung.
-    run_until_killed("exltune.search.loop.history:History.add", 3, *arguments)
+    # Baselines, the first optimum and the first rung are kept; the kill is on the way to keep the second rung.
+    run_until_killed("exltune.store.probes:ProbeStore.add", 4, *arguments)
     assert not out.exists()
     kept = _scored(out)
     assert kept
     succeed(*arguments)
     after = _scored(out)
-    assert after[: len(kept)] == kept
-    # Nothing is scored again on rows that it has: a mix is there once, or once for each rung.
-    seen = [(name, rows) for name, rows in after]
+    assert kept < after
+    # Nothing is scored again on rows that it has.
+    seen = [(name, row) for name, rows in after for row in rows]
     assert len(seen) == len(set(seen))
 
 
-def _scored(out: Path) -> list[tuple[str, int]]:
-    """Every mix in a search's storage with the rows that it was scored on."""
-    from exltune.schema.search import ScoredMix
-    from exltune.search import open_storage
-
-    storage = open_storage(f"sqlite:///{out.with_suffix('.search.db')}")
-    (study,) = (one for one in storage.get_all_studies() if one.study_name.endswith("mixes"))
-    trials = storage.get_all_trials(study._study_id)
-    mixes = [ScoredMix.model_validate_json(trial.user_attrs["exltune"]) for trial in trials]
-    return [(str(sorted(mix.choices.items())), len(mix.kld_rows)) for mix in mixes]
+def _scored(out: Path) -> set[tuple[str, tuple[str, ...]]]:
+    """Every stored mix with the rows that it was scored on."""
+    probes = stored_probes(Database(out.with_name("scores.db")))
+    return {(content_key(probe.mix), probe.rows) for probe in probes}
 
 
 def test_what_cannot_be_asked(llama, tmp_path):

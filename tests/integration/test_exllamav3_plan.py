@@ -80,7 +80,7 @@ def test_constants(exllamav3: types.ModuleType) -> None:
     from exllamav3.modules.quant import exl3
     from exllamav3.util.memory import ARENA_BLOCK_BYTES
 
-    from exltune.budget import cache, transients
+    from exltune.budget.memory import cache, transients
 
     ours = Overheads()
     assert cache.PAGE_TOKENS == PAGE_SIZE

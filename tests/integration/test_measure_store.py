@@ -92,7 +92,7 @@ def test_stores_that_are_none(moe_model, quants, data, tmp_path):
     (tmp_path / "scores.db").write_text("no database, but long enough to be one" * 30)
     arguments = ("measure", moe_model, "--quants", quants, "--out", tmp_path / "m.json", *data)
     fail(7, "scores.db", "damaged", "move the file away", here=tmp_path, arguments=arguments)
-    fail(2, "names no database", here=tmp_path, arguments=(*arguments, "--store", "oracle://x"))
+    fail(2, "is not a probe store", here=tmp_path, arguments=(*arguments, "--store", "oracle://x"))
     for command in (("list",), ("show", "x"), ("export", "--out", tmp_path / "e.csv")):
         name, *rest = command
         arguments = ("measurements", name, tmp_path / "none.db", *rest)

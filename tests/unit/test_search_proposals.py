@@ -173,7 +173,8 @@ def test_every_seed_is_within_every_feasible_budget(share: float, level: int | N
     for seed in seeds:
         assert set(seed.mix.choices) == {group.id for group in _INVENTORY.groups} | {"head"}
         assert seed.mix.choices["head"] == "6"
-        assert seed.size == sizes.mix_size({name: float(choice) for name, choice in seed.mix.choices.items()})
+        size = sizes.mix_size({name: float(choice) for name, choice in seed.mix.choices.items()})
+        assert (seed.size_bytes, seed.bpw) == (size.size_bytes, size.bpw)
         assert seed.bpw <= problem.target_bpw + 1e-9
         assert level != 3 or seed.predicted_kld is not None
 

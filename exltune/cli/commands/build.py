@@ -65,7 +65,7 @@ def _spliced(recipe: Path, quants: Path | None, model: Path | None, result: opti
     if quants is None:
         raise UsageError("there are no base quants to take from", fix="Give --quants, or --model with --requantize")
     made, found = read_recipe(recipe), find_base_quants(quants, model)
-    return run(made, found, result.out, model=model, force=result.force, reporter=RichReporter())
+    return run(made, found, result.out, model=model, force=result.force, reporter=RichReporter(), where=str(recipe))
 
 
 def _show(size: MixSize, result: options.ResultFlags) -> None:

@@ -72,7 +72,7 @@ def optimize(
         store=engine.store_for(result.out),
         reporter=RichReporter(),
     ) as session:
-        found = run(session, measurement, asked, result.out, settings=how, force=result.force)
+        found = run(session, measurement, asked, result.out, settings=how, force=result.force, where=str(file))
     if result.json:
         print_json(_told(found, result.out))
     else:

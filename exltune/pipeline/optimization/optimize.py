@@ -87,10 +87,12 @@ def optimize(
     *,
     settings: OptimizeOptions | None = None,
     force: bool = False,
+    where: str = "measurement",
 ) -> Optimized:
     """Search the best mix within a budget, judge it against every method on fresh rows, and write its recipe.
 
-    session: on the measured model, from session_of. out: the recipe's file; nothing is written without one. Where
+    session: on the measured model, from session_of. out: the recipe's file; nothing is written without one. where: names
+    the measurement in errors. Where
     the base quants are not at hand the best prediction wins and nothing is scored. The same call again takes the scores
     that are there already, and comes to the same recipe.
     Raises: BudgetError for an impossible budget, UsageError, DataError where the measurement or its texts cannot be
@@ -105,7 +107,7 @@ def optimize(
     ]
     run = _Run((space, *more), settings, measurement, out, session.reporter, asked.floors)
     with nullcontext() if out is None else locked(out):
-        if can_score(measurement, session):
+        if can_score(measurement, session, where):
             scores = session.scores
             outcome = run.search(scores.on(session.ids(Split.SEARCH)), scores.on(session.ids(Split.SELECTION)))
             tell_peaks(session.reporter, session.engine)

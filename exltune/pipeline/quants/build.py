@@ -30,15 +30,16 @@ def build(
     model: Path | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
+    where: str | None = None,
 ) -> MixSize:
     """Write the EXL3 model of a recipe to `out`; bit for bit the base quants' tensors.
 
     quants: as find_base_quants gives them. model: the unquantized model, needed where the recipe leaves linears at
-    16 bits.
+    16 bits. where: names the recipe in errors.
     Raises: RecipeError, QuantMismatchError, OutputExistsError, CorruptFileError.
     """
     reporter = reporter or Silent()
-    _check_made_for(recipe, quants)
+    _check_made_for(recipe, quants, where)
     inventory = load_inventory(quants[0].path)
     bits = resolve_recipe(recipe, inventory)
     head = head_source(quants, recipe.head_bits)
@@ -62,7 +63,7 @@ def build(
     return size
 
 
-def _check_made_for(recipe: Recipe, quants: Sequence[BaseQuant]) -> None:
+def _check_made_for(recipe: Recipe, quants: Sequence[BaseQuant], where: str | None) -> None:
     """A fine-tune's quants have the same shapes and bytes: the model that both sides noted decides."""
     if recipe.exltune is None:
         return
@@ -73,6 +74,7 @@ def _check_made_for(recipe: Recipe, quants: Sequence[BaseQuant]) -> None:
     if strangers:
         raise QuantMismatchError(
             f"the recipe was made for another model than {strangers[0]}",
+            where=where,
             fix="Give the base quants that were measured, or measure these",
         )
 
