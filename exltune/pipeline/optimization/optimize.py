@@ -92,8 +92,8 @@ def optimize(
     """Search the best mix within a budget, judge it against every method on fresh rows, and write its recipe.
 
     session: on the measured model, from session_of. out: the recipe's file; nothing is written without one. where:
-    names the measurement in errors. Where the base quants are not at hand the best prediction wins and nothing is scored. The same call again takes the scores
-    that are there already, and comes to the same recipe.
+    names the measurement in errors. Where the base quants are not at hand the best prediction wins and nothing is
+    scored. The same call again takes the scores that are there already, and comes to the same recipe.
     Raises: BudgetError for an impossible budget, UsageError, DataError where the measurement or its texts cannot be
     read, OutputExistsError, QuantMismatchError, StorageError.
     """
