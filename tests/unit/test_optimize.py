@@ -31,6 +31,9 @@ from exltune.store.records import read_recipe, read_record, write_record
 from exltune.store.score_cache import ScoreCache
 from exltune.testing.laws import CONFIG, INVENTORY, WIDTHS, Law, measured, random_law
 
+#: A search each: together more than a minute.
+pytestmark = pytest.mark.slow
+
 _ROWS, _FRESH = 8, 12
 _SHORT = OptimizeOptions(search=SearchOptions(passes=6, batch=5))
 _TARGET = SpaceOptions(Limits(target_bpw=3.2))

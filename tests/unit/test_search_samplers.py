@@ -33,6 +33,7 @@ from exltune.testing.samplers import SamplerContract
 Give = Callable[..., None]
 
 
+@pytest.mark.slow
 class TestOurSamplers(SamplerContract):
     """Every row of the table."""
 
