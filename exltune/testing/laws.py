@@ -21,6 +21,7 @@ from exltune.schema.mix import CACHE_CHOICES, CACHE_K, CACHE_V, REFERENCE, choic
 from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataOptions
 from exltune.search.law.costs import nmse
+from exltune.search.problem.problem import SearchProblem, search_problem
 
 WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 HEADS = {"4": 4.0, "6": 6.0, "8": 8.0}
@@ -175,4 +176,18 @@ def _wider(inventory: Inventory, probe: Callable[[Sequence[str], str], Probe]) -
             probes=tuple(probe((key,), choice) for choice in choices),
         )
         for key, role, choices in keys
+    )
+
+
+def problem_of(law: Law, target_bpw: float, *, rows: int = 8, **changes: Any) -> SearchProblem:
+    """A search over a law: its swaps measured on so many rows, at a target in bpw; changes: of search_problem."""
+    return search_problem(
+        INVENTORY,
+        target_bpw=target_bpw,
+        widths=WIDTHS,
+        codebook="mul1",
+        head_choice="6",
+        head_bits=6.0,
+        measurement=measured(law, rows=rows),
+        **changes,
     )

@@ -38,11 +38,10 @@ from exltune.search import (
     Surrogate,
     knob_study,
     open_storage,
-    search_problem,
     solve,
 )
 from exltune.search.loop.samplers import Turn
-from exltune.testing.laws import INVENTORY, WIDTHS, Law, measured, random_law
+from exltune.testing.laws import Law, problem_of, random_law
 
 #: Knobs over one or two sizes, on the same storage when they are made again: (sizes, seed, file) as keywords.
 MakeKnobs = Callable[..., Knobs]
@@ -56,7 +55,7 @@ class SamplerContract:
     @pytest.fixture
     def row(self) -> SamplerRow:
         """The sampler; to be given."""
-        raise NotImplementedError
+        raise NotImplementedError("give the fixture row: it returns the SamplerRow under test")
 
     @pytest.fixture
     def law(self) -> Law:
@@ -66,7 +65,7 @@ class SamplerContract:
     @pytest.fixture
     def problems(self, law: Law) -> tuple[SearchProblem, ...]:
         """Two sizes of one model."""
-        return tuple(_problem(law, target) for target in (3.0, 3.6))
+        return tuple(problem_of(law, target, rows=2) for target in (3.0, 3.6))
 
     @pytest.fixture
     def make(self, row: SamplerRow, problems: tuple[SearchProblem, ...], tmp_path: Path) -> MakeKnobs:
@@ -154,18 +153,6 @@ class SamplerContract:
         final = search.problems[0].candidate_of("", search.incumbent[0]).mix.choices
         assert law.rows(final, range(_ROWS)).mean() <= begun
         assert [mix.choices for mix in run("b.db").ledger.history.mixes.values()] == [mix.choices for mix in scored]
-
-
-def _problem(law: Law, target: float) -> SearchProblem:
-    return search_problem(
-        INVENTORY,
-        target_bpw=target,
-        widths=WIDTHS,
-        codebook="mul1",
-        head_choice="6",
-        head_bits=6.0,
-        measurement=measured(law, rows=2),
-    )
 
 
 def _rules(problem: SearchProblem) -> Mapping[str, Sequence[float]]:

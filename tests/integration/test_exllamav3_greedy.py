@@ -8,27 +8,12 @@ import types
 import pytest
 from synthetic_measurement import synthetic_measurement
 
-from exltune.inventory import inventory_from_config
 from exltune.schema.measurement import MeasuredGroup, Measurement
 from exltune.search import SearchProblem, search_problem
 from exltune.search.baselines.greedy import exllamav3_greedy
+from exltune.testing.laws import INVENTORY
 
 WIDTHS = (2.0, 2.5, 3.0, 4.0, 6.0)
-INVENTORY = inventory_from_config(
-    {
-        "architectures": ["Glm4MoeForCausalLM"],
-        "hidden_size": 128,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "intermediate_size": 256,
-        "moe_intermediate_size": 128,
-        "n_routed_experts": 4,
-        "first_k_dense_replace": 1,
-        "vocab_size": 256,
-    }
-)
 
 
 def problem_of(seed: int, target: float, noise: float) -> SearchProblem:

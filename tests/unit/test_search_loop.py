@@ -13,25 +13,10 @@ from laws import LawEngine, bpw_range, cache_of, run_search
 
 from exltune.search import (
     SearchOptions,
-    SearchProblem,
     Surrogate,
     baseline_mixes,
-    search_problem,
 )
-from exltune.testing.laws import INVENTORY, WIDTHS, Law, measured, random_law
-
-
-def _problem(law: Law, target: float, *, rows: int = 8, **changes: object) -> SearchProblem:
-    return search_problem(
-        INVENTORY,
-        target_bpw=target,
-        widths=WIDTHS,
-        codebook="mul1",
-        head_choice="6",
-        head_bits=6.0,
-        measurement=measured(law, rows=rows),
-        **changes,
-    )
+from exltune.testing.laws import Law, problem_of, random_law
 
 
 def _interacting() -> Law:
@@ -49,7 +34,7 @@ def _interacting() -> Law:
 @pytest.mark.parametrize("target", [2.6, 3.2])
 def test_it_beats_sums_of_single_swaps_where_units_interact(target: float) -> None:
     law = _interacting()
-    problem = _problem(law, target)
+    problem = problem_of(law, target)
     ran = run_search([problem], LawEngine(law), SearchOptions(passes=40, batch=10))
     found = law.kld(problem.candidate_of("", ran.search.incumbent[0]).mix.choices)
     seeds = {seed.name: law.kld(seed.mix.choices) for seed in baseline_mixes(problem)}
@@ -61,7 +46,7 @@ def test_it_beats_sums_of_single_swaps_where_units_interact(target: float) -> No
 @pytest.mark.slow
 def test_refitting_makes_the_law_right() -> None:
     law = _interacting()
-    problem = _problem(law, 3.2)
+    problem = problem_of(law, 3.2)
     found = [
         run_search([problem], LawEngine(law), SearchOptions(passes=20, batch=8, refit=refit), knobs=None).search
         for refit in (True, False)
@@ -86,7 +71,7 @@ def test_refitting_makes_the_law_right() -> None:
 )
 def test_passes_are_never_exceeded(passes: float, batch: int, rows: int, sizes: int, seed: int) -> None:
     law = random_law(seed=seed, noise=0.1)
-    problems = [_problem(law, target, rows=rows) for target in (2.8, 3.2, 4.0)[:sizes]]
+    problems = [problem_of(law, target, rows=rows) for target in (2.8, 3.2, 4.0)[:sizes]]
     engine = LawEngine(law)
     ran = run_search(problems, engine, SearchOptions(passes=passes, batch=batch, seed=seed), rows=rows, knobs=None)
     assert engine.row_passes / rows <= passes + 1e-9
@@ -104,7 +89,7 @@ def test_the_handed_over_mix_keeps_budget_and_floors() -> None:
     def check(share: float, seed: int, floor: float | None) -> None:
         law = random_law(seed=seed, noise=0.2, pairs=[("0.attn.q", "0.mlp.down", 1.0)])
         floors = {"0.attn.q": floor, "1.shared.down": floor} if floor else {}
-        problem = _problem(law, low + share * (high - low), floors=floors)
+        problem = problem_of(law, low + share * (high - low), floors=floors)
         ran = run_search([problem], LawEngine(law), SearchOptions(passes=8, batch=6, seed=seed))
         for assignment in ran.search.finalists(0).values():
             made = problem.candidate_of("", assignment)
@@ -118,7 +103,7 @@ def test_the_handed_over_mix_keeps_budget_and_floors() -> None:
 @pytest.mark.slow
 def test_the_better_half_goes_on_and_the_laws_optimum_always() -> None:
     law = random_law(noise=0.3)
-    problem = _problem(law, 3.2)
+    problem = problem_of(law, 3.2)
     engine = LawEngine(law)
     ran = run_search([problem], engine, SearchOptions(passes=14, batch=8, sources=("thompson", "exchange")), knobs=None)
     scored = list(ran.search.ledger.history.mixes.values())
@@ -139,7 +124,7 @@ def test_the_better_half_goes_on_and_the_laws_optimum_always() -> None:
 def test_luck_on_the_first_rung_is_not_believed() -> None:
     """Every mix but the incumbent one seems 30 % better on the first half of the rows, and is not on the others."""
     plain = random_law(noise=0.01)
-    problem = _problem(plain, 3.2)
+    problem = problem_of(plain, 3.2)
     incumbent = run_search([problem], LawEngine(plain), SearchOptions(passes=1), knobs=None).search.incumbent[0]
     optimum = problem.candidate_of("", incumbent).mix.choices
 
@@ -162,7 +147,7 @@ def test_luck_on_the_first_rung_is_not_believed() -> None:
 def test_a_move_needs_more_than_twice_its_standard_error() -> None:
     """On fresh rows the same gain is assignment where the rows agree on it, and left where they do not."""
     plain = random_law()
-    problem = _problem(plain, 3.2)
+    problem = problem_of(plain, 3.2)
     optimum = problem.candidate_of(
         "", run_search([problem], LawEngine(plain), SearchOptions(passes=1)).search.incumbent[0]
     )
@@ -185,7 +170,7 @@ def test_a_move_needs_more_than_twice_its_standard_error() -> None:
 @pytest.mark.slow
 def test_several_sizes_share_what_was_scored() -> None:
     law = _interacting()
-    problems = [_problem(law, target) for target in (2.8, 3.0, 3.5)]
+    problems = [problem_of(law, target) for target in (2.8, 3.0, 3.5)]
     engine = LawEngine(law)
     ran = run_search(problems, engine, SearchOptions(passes=30, batch=9))
     assert len(ran.search.incumbent) == 3
@@ -208,7 +193,7 @@ def test_nothing_left_to_try_ends_it() -> None:
     """At the smallest budget there is one mix: it is scored, and that is that."""
     law = random_law()
     low, _ = bpw_range()
-    problem = _problem(law, low + 1e-9)
+    problem = problem_of(law, low + 1e-9)
     engine = LawEngine(law)
     ran = run_search([problem], engine, SearchOptions(passes=1000, batch=4))
     assert [mix.choices for mix, _ in engine.scored] == [problem.candidate_of("", ran.search.incumbent[0]).mix.choices]
@@ -218,7 +203,7 @@ def test_nothing_left_to_try_ends_it() -> None:
 @pytest.mark.parametrize("which", ["all", "the optimum"])
 def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: str) -> None:
     law = random_law(noise=0.05)
-    problem = _problem(law, 3.2)
+    problem = problem_of(law, 3.2)
     optimum = run_search([problem], LawEngine(law), SearchOptions(passes=1), knobs=None).search.incumbent[0]
     bad = problem.candidate_of("", optimum).mix.choices
     asked: list[Mapping[str, str]] = []
@@ -247,7 +232,7 @@ def test_mixes_that_are_not_finite_are_dropped_and_never_proposed_again(which: s
 @pytest.mark.slow
 def test_the_same_seed_finds_the_same() -> None:
     law = _interacting()
-    problem = _problem(law, 3.2)
+    problem = problem_of(law, 3.2)
 
     def run(seed: int) -> list[tuple[str, tuple[float, ...]]]:
         ran = run_search([problem], LawEngine(law), SearchOptions(passes=12, batch=6, seed=seed))
@@ -260,7 +245,7 @@ def test_the_same_seed_finds_the_same() -> None:
 @pytest.mark.slow
 def test_a_finished_search_taken_up_again_holds_the_same_and_scores_nothing() -> None:
     law = _interacting()
-    problem = _problem(law, 3.2)
+    problem = problem_of(law, 3.2)
     engine, settings_ = LawEngine(law), SearchOptions(passes=20, batch=8)
     scores = cache_of(engine)
     first = run_search([problem], engine, settings_, scores=scores).search
@@ -277,7 +262,7 @@ def test_a_finished_search_taken_up_again_holds_the_same_and_scores_nothing() ->
 
 def test_one_row_is_a_search_set_too() -> None:
     law = random_law()
-    problem = _problem(law, 3.2, rows=1)
+    problem = problem_of(law, 3.2, rows=1)
     ran = run_search([problem], LawEngine(law), SearchOptions(passes=8, batch=4), rows=1)
     assert ran.search.ledger.passes == 8
     assert "search" in ran.search.finalists(0)
@@ -286,7 +271,7 @@ def test_one_row_is_a_search_set_too() -> None:
 def test_only_what_keeps_the_budget_is_proposed() -> None:
     """A predicate such as a split over GPUs is asked of every proposal."""
     law = random_law()
-    problem = _problem(law, 3.2)
+    problem = problem_of(law, 3.2)
     picky = replace(problem, fits=lambda choices: choices["2.attn.o"] != "8")
     engine = LawEngine(law)
     run_search([picky], engine, SearchOptions(passes=10, batch=6))

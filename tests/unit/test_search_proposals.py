@@ -19,23 +19,9 @@ from exltune.schema.provenance import Provenance
 from exltune.schema.tokens import DataOptions
 from exltune.search import BASELINES, SearchProblem, baseline_mixes, load_all_rules, search_problem
 from exltune.search.law.costs import fitted_costs, measured_costs, nmse
+from exltune.testing.laws import INVENTORY as _INVENTORY
 
 _WIDTHS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-_INVENTORY = inventory_from_config(
-    {
-        "architectures": ["Glm4MoeForCausalLM"],
-        "hidden_size": 128,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "intermediate_size": 256,
-        "moe_intermediate_size": 128,
-        "n_routed_experts": 4,
-        "first_k_dense_replace": 1,
-        "vocab_size": 256,
-    }
-)
 _RULES = load_all_rules()
 
 Law = Callable[[str, float], float]

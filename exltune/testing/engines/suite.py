@@ -48,7 +48,7 @@ class EngineSuite:
     @pytest.fixture
     def open_engine(self) -> OpenEngine:
         """How the engine is opened, called as often as a test likes; to be given."""
-        raise NotImplementedError
+        raise NotImplementedError("give the fixture open_engine: it returns (model_dir, quants) -> Engine")
 
     @pytest.fixture
     def engine_of(self, open_engine: OpenEngine) -> EngineOf:
