@@ -1,13 +1,15 @@
 """Tokens per second of the exllamav3 engine and of what it builds, on random weights of a real model's shapes.
 
-    python benchmarks/gpu_throughput.py [--config tests/fixtures/configs/glm-4.7.json --layers 3] [--work DIR] [--out F]
+    python benchmarks/gpu_throughput.py [--config tests/fixtures/configs/glm-4.5-air.json] [--layers 3] [--work DIR]
 
-Some layers of a model are written with random weights and random base quants: timing needs no more. 3 layers of GLM-4.7
-are here one dense and two of 160 experts, with 32768 of its words: 33 GB on disk, all told. Printed as JSON, every
+Some layers of a model are written with random weights and random base quants: timing needs no more. 3 layers of
+GLM-4.5-Air are here one dense and two of 128 experts, with 32768 of its words: 20 GB on disk, all told (33 GB of
+GLM-4.7). Printed as JSON, every
 figure with those that it follows from:
 scoring: one mix, and 32 random ones in one pass, against reading the same weights and doing nothing with them.
 serving: prefill and decode of the uniform 3-bit quant and of two mixes of the same bytes: one of layers at 2 and at 4
-bits, whose kernels stay fused, and one whose k and v, gate and up differ.
+bits, whose kernels stay fused, and one whose k and v differ, and
+so do gate and up where they may.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -32,7 +34,7 @@ from exltune.engines.exllamav3.engine import ExllamaEngine
 from exltune.engines.exllamav3.runtime import import_exllamav3
 from exltune.exl3.directory import QuantDir
 from exltune.inventory import load_inventory
-from exltune.schema.inventory import Inventory
+from exltune.schema.inventory import Inventory, Role
 from exltune.schema.mix import Choice, Mix
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +44,7 @@ Result = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "tests" / "fixtures" / "configs" / "glm-4.7.json")
+    parser.add_argument("--config", type=Path, default=ROOT / "tests" / "fixtures" / "configs" / "glm-4.5-air.json")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "exltune-throughput")
     parser.add_argument("--mixes", type=int, default=32)
@@ -73,16 +75,19 @@ def throughput(
     mixes: int,
     tokens: tuple[int, int],
     prompt: int = 2048,
+    keep: Callable[[Result], None] = lambda found: None,
 ) -> Result:
-    """All figures; what was written to `work` is used again."""
-    quants = write_random_model(work, config, WIDTHS)
-    found = {
-        "shapes": {key: config[key] for key in ("num_hidden_layers", "hidden_size", "vocab_size")},
-        "scoring": scoring(work / "model", quants, devices, mixes, tokens),
-        "serving": serving(work, quants, devices[0], prompt),
-    }
+    """All figures; what was written to `work` is used again. `keep` is called with what is known so far."""
+    found: Result = {"shapes": {key: config[key] for key in ("num_hidden_layers", "hidden_size", "vocab_size")}}
     if devices[0].type != "cuda":
         found["meaningless"] = "there was no GPU: the stand-in for exllamav3's kernels ran on a CPU"
+    start = perf_counter()
+    quants = write_random_model(work, config, WIDTHS)
+    found["writing_seconds"] = perf_counter() - start
+    keep(found)
+    found["scoring"] = scoring(work / "model", quants, devices, mixes, tokens)
+    keep(found)
+    found["serving"] = serving(work, quants, devices[0], prompt)
     return found
 
 
@@ -192,9 +197,15 @@ def by_layer(inventory: Inventory) -> dict[str, float]:
 
 
 def by_half(inventory: Inventory) -> dict[str, float]:
-    """k and gate at 2 bits, v and up, which are as large, at 4: exllamav3 cannot fuse them."""
+    """k and gate at 2 bits, v and up, which are as large, at 4: exllamav3 cannot fuse them.
+
+    Routed experts stay at 3: their gate and up must share a width (exllamav3_ext/libtorch/blocksparse_mlp.cpp).
+    """
     ends = {"k_proj": 2.0, "gate_proj": 2.0, "v_proj": 4.0, "up_proj": 4.0}
-    return {spec.key: ends.get(spec.key.rpartition(".")[2], 3.0) for spec in _budgeted(inventory)}
+    return {
+        spec.key: 3.0 if spec.role is Role.EXPERTS_GATE_UP else ends.get(spec.key.rpartition(".")[2], 3.0)
+        for spec in _budgeted(inventory)
+    }
 
 
 def _budgeted(inventory: Inventory) -> list[Any]:

@@ -1,81 +1,133 @@
-"""The parity script as far as a machine without a GPU can take it: it refuses, resumes, waits and packs."""
+"""The parity script as far as a machine without a GPU can take it: its schedule, its refusals, its steps' processes."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
+import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
 def load() -> Iterator[Callable[[str], Any]]:
+    """Modules of benchmarks/, which is no package of exltune."""
+    before = set(sys.modules)
     sys.path.insert(0, str(BENCHMARKS))
-    names: list[str] = []
-
-    def loaded(name: str) -> Any:
-        names.append(name)
-        return importlib.import_module(name)
-
-    yield loaded
+    yield importlib.import_module
     sys.path.pop(0)
-    for name in names:
-        del sys.modules[name]
+    for name in set(sys.modules) - before:
+        if str(BENCHMARKS) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
 
 
 @pytest.fixture
-def script(load: Callable[[str], Any]) -> Any:
-    return load("gpu_parity")
+def schedule(load: Callable[[str], Any]) -> Any:
+    return load("parity.schedule")
 
 
-def ended(script: Any, monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["gpu_parity.py", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        script.main()
-    return int(end.value.code)
+@pytest.fixture
+def runner(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """With made-up steps where a test asks for them: see `with_steps`."""
+    return load("parity.runner")
 
 
-def with_steps(script: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, code: str, *names: str) -> None:
-    """Steps of a made-up steps file on a made-up card."""
-    (folder / "steps.py").write_text(f"import sys, json, pathlib, time\nname, work = sys.argv[1:3]\n{code}")
-    monkeypatch.setattr(script, "STEPS_FILE", folder / "steps.py")
-    monkeypatch.setattr(script, "STEPS", names)
-    monkeypatch.setattr(script, "_card", lambda: "NVIDIA X1 (80 GB)")
+def with_steps(runner: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, code: str, *steps: Any) -> Any:
+    """A setup whose steps run `code`, with `name`, `work` and `answer(**found)` at hand."""
+    prelude = (
+        "import sys, json, os, pathlib, subprocess, time\nname, work, end = sys.argv[1], sys.argv[2], sys.argv[3]\n"
+        "def answer(**found): pathlib.Path(end).write_text(json.dumps(found))\n"
+    )
+    (folder / "steps.py").write_text(prelude + code)
+    monkeypatch.setattr(runner, "STEPS", steps)
+    monkeypatch.setattr(
+        runner,
+        "command",
+        lambda step, setup, end, seconds: [sys.executable, str(folder / "steps.py"), step.name, setup.work, end],
+    )
+    return runner.Setup(work=folder / "work", out=folder / "out")
 
 
-ANSWER = "pathlib.Path(work, name + '.json').write_text(json.dumps({'ok': True, 'answer': 42}))\n"
+def results(runner: ModuleType, setup: Any) -> dict[str, Any]:
+    return dict(json.loads(runner.result_file(setup.out, "NVIDIA X1 (80 GB)").read_text()))
 
 
-def test_without_a_gpu_nothing_is_measured(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+CARD = "NVIDIA X1 (80 GB)"
+
+
+def test_all_steps_fit_into_two_calls_even_if_each_takes_all_its_seconds(schedule: Any) -> None:
+    first, second = schedule.by_call()
+    assert [*first, *second] == [step.name for step in schedule.STEPS]
+    for names, limit, call in zip((first, second), schedule.CALL_SECONDS, (570, 210), strict=True):
+        seconds = sum(step.seconds for step in schedule.STEPS if step.name in names)
+        assert seconds <= limit < call
+    # A machine is lent for 15 minutes, of which its start takes one or two.
+    assert 570 + 210 <= 900 - 120
+    # What must be known first is known after the first call.
+    assert first[:5] == ["install", "extension", "tests", "scores", "throughput"]
+
+
+def test_a_schedule_that_is_too_long_spills_over(schedule: Any) -> None:
+    steps = [schedule.Step(name, 100, "") for name in "abcd"]
+    assert schedule.by_call(steps, (200, 100)) == [["a", "b"], ["c"], ["d"]]
+
+
+def test_every_step_has_its_module_and_the_steps_it_needs_come_before_it(
+    schedule: Any, load: Callable[[str], Any]
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert ended(script, monkeypatch, "--out", tmp_path / "gpu") == 2
-    assert "there is no CUDA device" in capsys.readouterr().err
+    names = [step.name for step in schedule.STEPS]
+    for number, step in enumerate(schedule.STEPS):
+        assert callable(load(f"parity.steps.{step.name}").take)
+        assert set(step.needs) <= set(names[:number])
+        assert step.hint
+    files = {path.stem for path in (BENCHMARKS / "parity" / "steps").glob("[!_]*.py")}
+    assert files == set(names)
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
+    words = [sys.executable, str(BENCHMARKS / "gpu_parity.py"), "--out", str(tmp_path / "gpu")]
+    done = subprocess.run(words, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no CUDA device" in done.stderr
     assert not (tmp_path / "gpu").exists()
 
 
-def test_steps_resume_after_one_that_failed(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_resume_after_one_that_failed(
+    runner: Any, schedule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = (
-        "with open(pathlib.Path(work, 'taken'), 'a') as log: log.write(name + ' ')\n"
-        "if name == 'tests' and pathlib.Path(work, 'taken').read_text().count('tests') == 1: sys.exit(3)\n" + ANSWER
+        "taken = pathlib.Path(work, 'taken')\nwith taken.open('a') as log: log.write(name + ' ')\n"
+        "if name == 'tests' and taken.read_text().count('tests') == 1: sys.exit(3)\nanswer(ok=True, found=42)"
     )
-    with_steps(script, monkeypatch, tmp_path, code, "tests", "demo")
-    words = ("--out", tmp_path, "--work", tmp_path)
-    assert [ended(script, monkeypatch, *words) for _ in range(3)] == [1, 0, 0]
-    assert (tmp_path / "taken").read_text().split() == ["tests", "demo", "tests"]
-    found = json.loads((tmp_path / "NVIDIA-X1-80-GB.json").read_text())
-    assert found["demo"]["answer"] == 42
-    assert found["tests"]["ok"]
+    steps = [schedule.Step("tests", 60, "see WORK/tests.log"), schedule.Step("chain", 60, "look")]
+    setup = with_steps(runner, monkeypatch, tmp_path, code, *steps)
+    assert [runner.run_steps(setup, CARD, 100) for _ in range(3)] == [1, 0, 0]
+    assert (setup.work / "taken").read_text().split() == ["tests", "chain", "tests"]
+    assert results(runner, setup)["chain"]["found"] == 42
+    assert results(runner, setup)["tests"]["ok"]
+
+
+def test_a_step_waits_for_those_it_needs(
+    runner: Any, schedule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [schedule.Step("extension", 60, "see"), schedule.Step("tests", 60, "see", ("extension",))]
+    setup = with_steps(runner, monkeypatch, tmp_path, "sys.exit(1)", *steps)
+    assert runner.run_steps(setup, CARD, 100) == 1
+    assert "tests: waits for extension" in capsys.readouterr().out
+    assert "tests" not in results(runner, setup)
 
 
 def runs(pid: int) -> bool:
@@ -86,101 +138,142 @@ def runs(pid: int) -> bool:
         return False
 
 
-def test_a_crash_a_hang_and_what_to_do_are_told(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_a_hang_and_what_to_do_are_told(
+    runner: Any, schedule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = (
-        "import os, subprocess\nprint('no kernel image', file=sys.stderr, flush=True)\n"
-        "if name == 'scores':\n    started = subprocess.Popen(['sleep', '60'])\n"
+        "print('no kernel image', file=sys.stderr, flush=True)\n"
+        "if name == 'scores':\n    started = subprocess.Popen(['sleep', '60'])\n    answer(ok=False, half=1)\n"
         "    pathlib.Path(work, 'pid').write_text(str(started.pid))\n    time.sleep(60)\nsys.exit(9)"
     )
-    with_steps(script, monkeypatch, tmp_path, code, "tests", "scores")
-    monkeypatch.setattr(script, "_LEAST_SECONDS", 0)
-    assert ended(script, monkeypatch, "--out", tmp_path, "--work", tmp_path, "--minutes", "0.05") == 1
-    found = json.loads((tmp_path / "NVIDIA-X1-80-GB.json").read_text())
+    steps = [schedule.Step("tests", 60, "see WORK/tests.log"), schedule.Step("scores", 3, "see WORK/scores.log")]
+    setup = with_steps(runner, monkeypatch, tmp_path, code, *steps)
+    start = time.monotonic()
+    assert runner.run_steps(setup, CARD, 100) == 1
+    assert time.monotonic() - start < 30, "the limit is the step's own, not the call's"
+    found = results(runner, setup)
     assert found["tests"]["error"].startswith("it ended with 9: no kernel image")
-    assert found["tests"]["hint"] == f"see {tmp_path}/tests.log"
-    assert "run again to go on" in found["scores"]["error"]
+    assert found["tests"]["hint"] == f"see {setup.work}/tests.log"
+    assert "it was not done after 3 s: run again to go on" in found["scores"]["error"]
+    assert found["scores"]["half"] == 1, "what it knew before it was ended is kept"
+    assert (setup.out / "logs.txt").read_text().count("no kernel image") == 2
     end = time.monotonic() + 30
-    while runs(int((tmp_path / "pid").read_text())):
+    while runs(int((setup.work / "pid").read_text())):
         assert time.monotonic() < end, "what the step had started is ended with it"
         time.sleep(0.05)
 
 
 def test_no_step_is_begun_that_would_not_end_in_time(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runner: Any, schedule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with_steps(script, monkeypatch, tmp_path, ANSWER, "tests")
-    assert ended(script, monkeypatch, "--out", tmp_path, "--work", tmp_path, "--minutes", "0.5") == 1
+    setup = with_steps(runner, monkeypatch, tmp_path, "answer(ok=True)", schedule.Step("tests", 60, "see"))
+    assert runner.run_steps(setup, CARD, 10) == 1
     assert "tests: left for the next run" in capsys.readouterr().out
 
 
-def test_what_waits_for_the_extension_waits(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_steps(script, monkeypatch, tmp_path, "sys.exit(1)", "extension", "tests")
-    assert ended(script, monkeypatch, "--out", tmp_path, "--work", tmp_path) == 1
-    assert "tests" not in json.loads((tmp_path / "NVIDIA-X1-80-GB.json").read_text())
-
-
 def test_wheels_are_collected_for_the_boxs_python(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands: list[list[str]] = []
-
-    def run(command: list[str], **_more: object) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
-        (tmp_path / "one.whl").write_bytes(bytes(3 << 20))
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(script.subprocess, "run", run)
-    assert ended(script, monkeypatch, "--collect", "--wheels", tmp_path, "--python", "3.13") == 0
+    wheels, commands = load("parity.wheels"), []
+    monkeypatch.setattr(wheels.subprocess, "run", lambda command, **more: commands.append(command))
+    wheels.collect(tmp_path / "wheels", "3.13")
     (command,) = commands
     assert command[command.index("--python-version") + 1] == "3.13"
     assert {"--no-deps", "exllamav3", "manylinux_2_28_x86_64"} <= set(command)
-    assert "3 MiB" in capsys.readouterr().out
 
 
-def test_a_built_extension_is_packed_for_the_next_box(load: Callable[[str], Any], tmp_path: Path) -> None:
-    steps = load("gpu_steps")
-    steps._PART_BYTES = 100
-    (tmp_path / "built.so").write_bytes(content := bytes(range(256)) * 4 + b"end")
-    parts = steps.packed(tmp_path / "built.so", tmp_path / "parts")
-    assert len(parts) > 1
-    assert max(part.stat().st_size for part in parts) == 100
-    steps.unpacked(tmp_path / "parts", tmp_path / "site")
-    assert (tmp_path / "site" / "exllamav3_ext.so").read_bytes() == content
+def test_whatever_exltune_needs_is_on_the_box_or_carried(load: Callable[[str], Any]) -> None:
+    wheels, left, seen = load("parity.wheels"), ["exltune", "cmaes", "hypothesis", "pytest", "pytest-xdist"], set()
+    # Asked for by packages, and imported by nothing that runs there.
+    never = {"greenlet", "huggingface-hub", "hf-xet", "triton-windows"}
+    while left:
+        name = canonicalize_name(left.pop())
+        if name in seen or name in wheels.BOX_HAS or name in never:
+            continue
+        seen.add(name)
+        for line in importlib.metadata.requires(name) or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": "", "python_version": "3.12"}):
+                left.append(requirement.name)
+    assert seen - {"exltune"} <= {canonicalize_name(name) for name in wheels.PACKAGES}
+
+
+BUILT_FOR = {"python": "3.12", "torch": "2.11.0+cu130", "cuda": "13.0", "exllamav3": "1.6.5"}
+
+
+def test_a_built_extension_is_carried_to_a_box_that_it_fits(load: Callable[[str], Any], tmp_path: Path) -> None:
+    extension = load("parity.extension")
+    (tmp_path / "code.c").write_text("int answer(void) { return 42; }\n")
+    library = tmp_path / "built.so"
+    subprocess.run(["cc", "-shared", "-g", "-o", str(library), str(tmp_path / "code.c")], check=True)
+    archive = extension.packed(library, tmp_path / "kit" / "extension.xz", BUILT_FOR)
+    assert extension.unpacked(archive, tmp_path / "site", BUILT_FOR) is None
+    carried = tmp_path / "site" / "exllamav3_ext.so"
+    code = f"import ctypes; print(ctypes.CDLL({str(carried)!r}).answer())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"42\n"
+    assert carried.stat().st_size < library.stat().st_size, "symbols for debuggers stay behind"
+    reason = extension.unpacked(archive, tmp_path / "other", {**BUILT_FOR, "torch": "2.12.0+cu130"})
+    assert reason == "it was built for torch 2.11.0+cu130, here 2.12.0+cu130"
+    assert extension.unpacked(tmp_path / "none.xz", tmp_path / "other", BUILT_FOR) == "the kit has none"
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_build_that_fails_says_why(
     load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = load("gpu_steps")
-    monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    # Without CUDA, exllamav3 cannot even begin.
-    args = argparse.Namespace(work=tmp_path, seconds=120.0, save=None)
+    extension = load("parity.extension")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "none"))
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"the build ended: (.|\n)*(CUDA_HOME|No CUDA device)"):
-        steps.extension(args)
+    # Without a card nothing tells for which one to build.
+    with pytest.raises(RuntimeError, match=r"the build ended: (.|\n)*(CUDA|nvcc)"):
+        extension.wait_for_build(tmp_path, time.monotonic() + 120)
     assert time.monotonic() - start < 100
     assert not (tmp_path / "extension.started").exists()
 
 
 def test_a_build_that_was_killed_is_noticed(load: Callable[[str], Any], tmp_path: Path) -> None:
-    steps = load("gpu_steps")
+    extension = load("parity.extension")
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     (tmp_path / "extension.started").write_bytes(dead.stdout)
     (tmp_path / "extension.build.log").touch()
     with pytest.raises(RuntimeError, match="it was killed"):
-        steps.extension(argparse.Namespace(work=tmp_path, seconds=60.0, save=None))
+        extension.wait_for_build(tmp_path, time.monotonic() + 60)
 
 
-def test_every_step_has_a_hint_and_a_place(load: Callable[[str], Any], script: Any) -> None:
-    steps = load("gpu_steps")
-    assert tuple(steps.STEPS) == script.STEPS
-    assert set(script._HINTS) >= set(script.STEPS) - {"disk"}
+LOG = """\
+tests/a.py::test_one PASSED
+[gw1] [ 50%] FAILED tests/a.py::test_two[x]
+[gw0] [ 75%] SKIPPED tests/a.py::test_three
+E   RuntimeError: no kernel image
+FAILED tests/a.py::test_two[x] - RuntimeError
+"""
 
 
-def test_scores_of_both_engines_are_set_against_each_other(load: Callable[[str], Any]) -> None:
-    rows = [
-        {"2": {"kl_ref_quant": 0.5}, "3": {"kl_ref_quant": 0.1}},
-        {"2": {"kl_ref_quant": 0.51}, "3": {"kl_ref_quant": 0.1}},
-    ]
-    assert load("gpu_steps").ratios(*rows) == {"2": pytest.approx(1.02), "3": 1.0}
+def test_tests_that_were_ended_early_are_told_too(load: Callable[[str], Any]) -> None:
+    found = load("parity.steps.tests").outcomes(LOG, -9)
+    assert (found["ok"], found["passed"], found["failed"], found["skipped"]) == (False, 1, 1, 1)
+    assert found["names_of_failed"] == ["a.py::test_two[x]"]
+    assert "E   RuntimeError: no kernel image" in found["reasons"]
+    assert not load("parity.steps.tests").outcomes("", 0)["ok"], "no test ran"
+
+
+def score(*kl: float) -> dict[str, Any]:
+    return {"mix": "m", "positions": 2, "kl_ref_mix": kl, "kl_mix_ref": kl, "nll": kl, "top_k": ((0,) * len(kl),) * 5}
+
+
+def test_scores_of_both_engines_are_paired_by_row(load: Callable[[str], Any]) -> None:
+    from exltune.schema.score import Score
+
+    scores = load("parity.steps.scores")
+    found = scores.compared(Score(**score(0.2, 0.4)), Score(**score(0.204, 0.402)))
+    assert found["kl_ref_mix"] == pytest.approx(0.15)
+    assert found["difference"] == pytest.approx(0.0015)
+    assert found["standard_error"] == pytest.approx(0.0005)
+    assert found["within"]
+    assert not scores.compared(Score(**score(0.2, 0.4)), Score(**score(0.21, 0.41)))["within"]
+
+
+def test_the_kit_says_what_it_lacks(load: Callable[[str], Any], tmp_path: Path) -> None:
+    task = load("parity.take").Task(tmp_path, None, tmp_path / "answer.json", time.monotonic(), True)
+    with pytest.raises(FileNotFoundError, match="the kit has no scores.json: make one with gpu_parity.py --prepare"):
+        task.carried("scores.json")
