@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_conversion.py [--config tests/fixtures/configs/glm-4.5-air.json --experts 8] [--work DIR]
 
-A dense layer and one with some of the experts are converted by exllamav3, once. The rate counts from the first linear
+A layer with some of its experts is converted by exllamav3, once. The rate counts from the first linear
 that is done to the last: starting, and capturing the first layer's Hessians, are told apart.
 """
 
@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--bits", type=float, default=3.0)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "exltune-conversion")
     args = parser.parse_args()
-    config = {**cut(json.loads(args.config.read_text()), 2), "n_routed_experts": args.experts}
+    config = cut(json.loads(args.config.read_text()), 1, vocabulary=4096)
+    config |= {"first_k_dense_replace": 0, "n_routed_experts": args.experts}
     found = conversion_rate(args.work, config, torch.device("cuda", 0), (16, 2048), args.bits)
     print(json.dumps(found, indent=1))
 

@@ -35,7 +35,7 @@ def main() -> None:
     if card is None:
         print("there is no CUDA device: nvidia-smi names none. Nothing was measured.", file=sys.stderr)
         sys.exit(2)
-    setup = Setup(args.work, args.out, args.kit.resolve() if args.kit else None, args.dry_run)
+    setup = Setup(args.work, args.out, args.kit.resolve() if args.kit else None, args.resume, args.dry_run)
     sys.exit(run_steps(setup, card, 60 * args.minutes, args.step, args.again))
 
 
@@ -50,6 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="the stand-in takes the card's place; sizes are tiny")
     parser.add_argument("--out", type=Path, default=ROOT / "measurements" / "gpu")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "exltune-parity")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="results of a machine that is gone, to go on from")
     parser.add_argument("--minutes", type=float, default=CALL_SECONDS[0] / 60)
     parser.add_argument("--step", choices=[step.name for step in STEPS])
     parser.add_argument("--again", action="store_true")

@@ -29,18 +29,23 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setup:
-    """Where a run finds and leaves things. dry: the stand-in takes the card's place, and sizes are tiny."""
+    """Where a run finds and leaves things.
+
+    work: what the next call on the same machine goes on from. out: what comes back; the device tool empties it before
+    every call. before: results of another machine to go on from. dry: the stand-in takes the card's place.
+    """
 
     work: Path
     out: Path
     kit: Path | None = None
+    before: Path | None = None
     dry: bool = False
 
 
 def run_steps(setup: Setup, card: str, seconds: float, only: str | None = None, again: bool = False) -> int:
     """Take what is left of the steps within `seconds`. Returns 1 where anything failed or is left, else 0."""
-    end, file = time.monotonic() + seconds, result_file(setup.out, card)
-    results: dict[str, Result] = json.loads(file.read_text()) if file.is_file() else {"card": {"name": card}}
+    end, results = time.monotonic() + seconds, _results(setup, card)
+    _keep(setup, card, results)
     for step in [step for step in STEPS if only in (None, step.name)]:
         if not again and results.get(step.name, {}).get("ok"):
             print(f"{step.name}: done before")
@@ -53,23 +58,34 @@ def run_steps(setup: Setup, card: str, seconds: float, only: str | None = None, 
             print(f"{step.name}: left for the next run")
         else:
             results[step.name] = _taken(step, setup, left if step.patient else min(step.seconds, left))
-            _keep(file, results)
+            _keep(setup, card, results)
             _keep_log(setup, step.name)
             print(f"{step.name}: {json.dumps(results[step.name])[:1000]}", flush=True)
     return 0 if all(results.get(step.name, {}).get("ok") for step in STEPS) else 1
 
 
-def result_file(out: Path, card: str) -> Path:
+def _results(setup: Setup, card: str) -> dict[str, Result]:
+    """Those of this machine, else those to go on from."""
+    if (here := result_file(setup.work, card)).is_file():
+        return dict(json.loads(here.read_text()))
+    if setup.before is None:
+        return {"card": {"name": card}}
+    local = {step.name for step in STEPS if step.local}
+    return {name: found for name, found in json.loads(setup.before.read_text()).items() if name not in local}
+
+
+def result_file(folder: Path, card: str) -> Path:
     """The one file of all results of a card."""
-    return out / f"{re.sub(r'[^A-Za-z0-9]+', '-', card).strip('-')}.json"
+    return folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', card).strip('-')}.json"
 
 
-def _keep(file: Path, results: Mapping[str, Any]) -> None:
+def _keep(setup: Setup, card: str, results: Mapping[str, Any]) -> None:
     """Whole or not at all: the machine may be taken away at any moment."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(file)
+    for file in (result_file(folder, card) for folder in (setup.work, setup.out)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(results, indent=1) + "\n")
+        partial.replace(file)
 
 
 def _keep_log(setup: Setup, name: str) -> None:

@@ -18,7 +18,8 @@ class Step:
     """One step.
 
     seconds: the most it may take. patient: it may take all that is left of the call, as no step behind it can be taken
-    without it. needs: steps that must have succeeded before. hint: what to do where it failed; WORK is the work folder.
+    without it. local: it readies the machine, so another machine takes it again. needs: steps that must have succeeded
+    before. hint: what to do where it failed; WORK is the work folder.
     """
 
     name: str
@@ -26,23 +27,25 @@ class Step:
     hint: str
     needs: tuple[str, ...] = ()
     patient: bool = False
+    local: bool = False
 
 
 #: What must be known first comes first. The names are those of the modules of `steps`.
 STEPS = (
-    Step("install", 40, "prepare a kit for this Python: gpu_parity.py --prepare KIT --python 3.12"),
+    Step("install", 40, "prepare a kit for this Python: gpu_parity.py --prepare KIT --python python3.12", local=True),
     Step(
         "extension",
         45,
         "see WORK/extension.build.log; nvcc and c++ must be on the PATH, and torch must be a CUDA build",
         ("install",),
         patient=True,
+        local=True,
     ),
     Step("tests", 160, "see WORK/tests.log", ("extension",)),
     Step("scores", 60, "see WORK/scores.log", ("extension",)),
     Step("throughput", 150, "free 25 GB under WORK, or see WORK/throughput.log", ("extension",)),
     Step("encoder", 40, "quantize_tiles could not be called: see WORK/encoder.log", ("extension",)),
-    Step("memory", 60, "it loads the quants that the step throughput wrote: see WORK/memory.log", ("throughput",)),
+    Step("memory", 60, "see WORK/memory.log", ("extension",)),
     Step("conversion", 90, "see WORK/conversion.log and WORK/quants/.exltune/*/convert.log", ("extension",)),
     Step("chain", 110, "see WORK/chain.log; exltune tune goes on where it ended", ("extension",)),
 )

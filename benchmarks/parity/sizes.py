@@ -46,8 +46,8 @@ def _full() -> Sizes:
         mixes=32,
         tokens=(32, 256),
         prompt=2048,
-        # A dense layer and one with 8 of its experts: 0.5e9 weights.
-        rate={**cut(air, 2), "n_routed_experts": 8},
+        # One layer with 8 of its experts: 0.28e9 weights.
+        rate={**cut(air, 1, vocabulary=4096), "first_k_dense_replace": 0, "n_routed_experts": 8},
         rate_tokens=(16, 2048),
         contexts=(8192, 65536),
         chunk=2048,

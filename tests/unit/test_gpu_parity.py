@@ -6,10 +6,12 @@ import importlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,10 +116,33 @@ def test_steps_resume_after_one_that_failed(
     )
     steps = [schedule.Step("tests", 60, "see WORK/tests.log"), schedule.Step("chain", 60, "look")]
     setup = with_steps(runner, monkeypatch, tmp_path, code, *steps)
-    assert [runner.run_steps(setup, CARD, 100) for _ in range(3)] == [1, 0, 0]
+    codes = []
+    for _ in range(3):
+        # The device tool empties it before every call.
+        shutil.rmtree(setup.out, ignore_errors=True)
+        codes.append(runner.run_steps(setup, CARD, 100))
+    assert codes == [1, 0, 0]
     assert (setup.work / "taken").read_text().split() == ["tests", "chain", "tests"]
     assert results(runner, setup)["chain"]["found"] == 42
     assert results(runner, setup)["tests"]["ok"]
+
+
+def test_results_of_a_machine_that_is_gone_are_gone_on_from(
+    runner: Any, schedule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [
+        schedule.Step("install", 60, "see", local=True),
+        schedule.Step("tests", 60, "see", ("install",)),
+        schedule.Step("scores", 60, "see", ("install",)),
+    ]
+    setup = with_steps(runner, monkeypatch, tmp_path, "answer(ok=True, taken=name)", *steps)
+    before = tmp_path / "before.json"
+    elsewhere = {"ok": True, "taken": "elsewhere"}
+    before.write_text(json.dumps({"card": {"name": CARD}, "install": elsewhere, "tests": elsewhere}))
+    assert runner.run_steps(replace(setup, before=before), CARD, 100) == 0
+    found = results(runner, setup)
+    # The other machine's packages are not on this one.
+    assert [found[step.name]["taken"] for step in steps] == ["install", "elsewhere", "scores"]
 
 
 def test_a_step_waits_for_those_it_needs(
@@ -275,5 +300,5 @@ def test_scores_of_both_engines_are_paired_by_row(load: Callable[[str], Any]) ->
 
 def test_the_kit_says_what_it_lacks(load: Callable[[str], Any], tmp_path: Path) -> None:
     task = load("parity.take").Task(tmp_path, None, tmp_path / "answer.json", time.monotonic(), True)
-    with pytest.raises(FileNotFoundError, match="the kit has no scores.json: make one with gpu_parity.py --prepare"):
+    with pytest.raises(FileNotFoundError, match=r"the kit has no scores\.json: make one with gpu_parity\.py --prepare"):
         task.carried("scores.json")

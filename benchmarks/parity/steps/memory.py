@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_memory import CACHES, memory_cells
+from gpu_throughput import WIDTHS
+from random_model import write_random_model
 
 from parity.take import Task
 
 
 def take(task: Task) -> dict[str, Any]:
     sizes = task.sizes
-    quant = task.work / "random" / "quants" / "3bpw"
+    # The step throughput has written them, if this machine took it.
+    quant = write_random_model(task.work / "random", sizes.throughput, WIDTHS)["3"]
     cells = memory_cells(
         quant,
         task.device,
