@@ -1,0 +1,82 @@
+"""Kernels of exllamav3's extension that follow pointers (exl3_gemm.cu, exl3_gemv_int8.cu, 1.6.5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.standin import extension
+from tests.standin.pretend.memory import tensor_at
+
+
+def exl3_gemv_int8_max_k(device: int) -> int:
+    """As on Hopper."""
+    return 6
+
+
+def exl3_mgemm(
+    a: Tensor,
+    trellis: Tensor,
+    c: Tensor,
+    suh: Tensor,
+    a_had: Tensor,
+    svh: Tensor,
+    indices: Tensor | None,
+    weights: Tensor | None,
+    rate: float,
+    _shape: int,
+    mcg: bool,
+    mul1: bool,
+    _first: int,
+    _last: int,
+    _sms: int,
+    _tokens: int,
+    widths: Tensor | None,
+    outputs: Tensor | None,
+    strides: Tensor | None = None,
+    sources: Tensor | None = None,
+    _count: int = 0,
+) -> None:
+    """Several linears of one input (1, n, in) at once: c (matrices, n, out), or slices of columns to `outputs`."""
+    if indices is not None or weights is not None:
+        raise NotImplementedError("chosen or weighted matrices")
+    size = a.shape[-1]
+    for place, address in enumerate(trellis.tolist()):
+        width = c.shape[2] if widths is None else int(widths[place])
+        whole = width if strides is None else int(strides[place])
+        source = place if sources is None else int(sources[place])
+        y = _linear(a[0], address, int(suh[source]), int(svh[place]), (size, width, whole), rate, (mcg, mul1))
+        if outputs is None:
+            c[place].copy_(y)
+        else:
+            tensor_at(int(outputs[place]), y.shape, c.dtype, _device(), (whole, 1)).copy_(y)
+
+
+def _linear(
+    x: Tensor, trellis: int, suh: int, svh: int, sizes: tuple[int, int, int], rate: float, codebook: tuple[bool, bool]
+) -> Tensor:
+    """x (n, in) through columns of the linear at these addresses; sizes: in, columns, columns of the whole."""
+    size, width, whole = sizes
+    words = int(16 * rate)
+    tiles = (size // 16, width // 16, words)
+    packed = tensor_at(trellis, tiles, torch.int16, _device(), (whole // 16 * words, words, 1))
+    weight = torch.empty(size, width, dtype=torch.half)
+    extension.reconstruct(weight, packed.contiguous(), rate, *codebook)
+    rotated = torch.empty_like(x)
+    extension.had_r_128(x, rotated, tensor_at(suh, (size,), torch.half, _device()), None, 1.0)
+    y = torch.empty(len(x), width)
+    extension.had_r_128(rotated.float() @ weight.float(), y, None, tensor_at(svh, (width,), torch.half, _device()), 1.0)
+    return y
+
+
+def _device() -> torch.device:
+    from tests.standin.pretend import kernels
+
+    return kernels.running_on()
+
+
+def functions() -> dict[str, Any]:
+    """By name."""
+    return {function.__name__: function for function in (exl3_gemv_int8_max_k, exl3_mgemm)}

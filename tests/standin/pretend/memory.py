@@ -1,0 +1,41 @@
+"""Memory of pretend cards by address, for kernels that follow pointers."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+#: Address of a storage -> whether it is still there, its card, its bytes.
+_STORAGES: dict[int, tuple[StorageWeakRef, torch.device, int]] = {}
+
+
+def note(storage: torch.UntypedStorage, device: torch.device) -> None:
+    """Somebody was told the address of a card's storage."""
+    _STORAGES[storage.data_ptr()] = (StorageWeakRef(storage), device, storage.nbytes())
+
+
+def device_at(address: int, nbytes: int) -> torch.device:
+    """The card that so many bytes are on. Raises: RuntimeError, as an illegal access, for any other memory."""
+    for start, (storage, device, size) in _STORAGES.items():
+        if start <= address and address + nbytes <= start + size and not storage.expired():
+            return device
+    raise RuntimeError(f"CUDA error: an illegal memory access was encountered ({address:#x})")
+
+
+def tensor_at(
+    address: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, stride: Sequence[int] | None = None
+) -> Tensor:
+    """What lies at an address of a card, as a tensor in main memory.
+
+    Raises: RuntimeError, as an illegal access, for any other memory.
+    """
+    steps = list(stride or torch.empty(tuple(shape), device="meta").stride())
+    count = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True))
+    if device_at(address, count * dtype.itemsize) != device:
+        raise RuntimeError(f"CUDA error: {device} was given an address of another card")
+    buffer = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
+    return torch.frombuffer(buffer, dtype=dtype).as_strided(tuple(shape), steps)
