@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.utils import _device
 
 from tests.standin.pretend import factories, kernels, loader
 from tests.standin.pretend.cuda import Cards
@@ -26,6 +27,8 @@ def cards(count: int) -> Iterator[Cards]:
     from tests.standin import extension, patches
 
     made = Cards(count)
+    # torch keeps the list of its factories from their first use in `with torch.device(...)`: not of ours.
+    _device._device_constructors()
     with ExitStack() as stack:
         stack.enter_context(factories.kernels(made.current_device))
         for name, answer in made.answers().items():

@@ -132,7 +132,8 @@ def device_of(name: str, tensors: Iterable[Tensor], *, scalars: bool = True) -> 
 
 @lru_cache
 def _is_composite(func: Any) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+    # Attention stays whole, or it would be done in steps that round to fp16.
+    return func.overloadpacket is not _ATEN.scaled_dot_product_attention and bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
 @lru_cache
