@@ -47,27 +47,31 @@ def exl3_mgemm(
         width = c.shape[2] if widths is None else int(widths[place])
         whole = width if strides is None else int(strides[place])
         source = place if sources is None else int(sources[place])
-        y = _linear(a[0], address, int(suh[source]), int(svh[place]), (size, width, whole), rate, (mcg, mul1))
+        addresses = (address, int(suh[source]), int(svh[place]))
+        y = linear_at(a[0], addresses, (size, width, whole), rate, (mcg, mul1))
         if outputs is None:
             c[place].copy_(y)
         else:
             tensor_at(int(outputs[place]), y.shape, c.dtype, _device(), (whole, 1)).copy_(y)
 
 
-def _linear(
-    x: Tensor, trellis: int, suh: int, svh: int, sizes: tuple[int, int, int], rate: float, codebook: tuple[bool, bool]
+def linear_at(
+    x: Tensor, addresses: tuple[int, int, int], sizes: tuple[int, int, int], rate: float, codebook: tuple[bool, bool]
 ) -> Tensor:
-    """x (n, in) through columns of the linear at these addresses; sizes: in, columns, columns of the whole."""
+    """x (n, in) through columns of a linear -> (n, columns) fp32.
+
+    addresses: trellis, suh, svh. sizes: in, columns, columns of the whole. codebook: mcg, mul1.
+    """
     size, width, whole = sizes
-    words = int(16 * rate)
+    words, device = int(16 * rate), _device()
     tiles = (size // 16, width // 16, words)
-    packed = tensor_at(trellis, tiles, torch.int16, _device(), (whole // 16 * words, words, 1))
+    packed = tensor_at(addresses[0], tiles, torch.int16, device, (whole // 16 * words, words, 1))
     weight = torch.empty(size, width, dtype=torch.half)
     extension.reconstruct(weight, packed.contiguous(), rate, *codebook)
-    rotated = torch.empty_like(x)
-    extension.had_r_128(x, rotated, tensor_at(suh, (size,), torch.half, _device()), None, 1.0)
-    y = torch.empty(len(x), width)
-    extension.had_r_128(rotated.float() @ weight.float(), y, None, tensor_at(svh, (width,), torch.half, _device()), 1.0)
+    rotated, y = torch.empty_like(x), torch.empty(len(x), width)
+    extension.had_r_128(x, rotated, tensor_at(addresses[1], (size,), torch.half, device), None, 1.0)
+    svh = tensor_at(addresses[2], (width,), torch.half, device)
+    extension.had_r_128(rotated.float() @ weight.float(), y, None, svh, 1.0)
     return y
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.standin import extension
-from tests.standin.pretend import fused
+from tests.standin.pretend import experts, fused
 from tests.standin.pretend.tensors import CardTensor, device_of, unwrapped
 
 #: Runs in main memory too, by its own account.
@@ -30,7 +30,9 @@ def functions() -> dict[str, Any]:
             found[name] = on_one_card(name, value)
         elif inspect.isclass(value):
             found[name] = _bound(name, value)
-    return found | {name: on_one_card(name, function) for name, function in fused.functions().items()}
+    pointing = fused.functions() | experts.functions()
+    found |= {name: on_one_card(name, function) for name, function in pointing.items()}
+    return found | {name: _bound(name, class_) for name, class_ in experts.classes().items()}
 
 
 def running_on() -> torch.device:
@@ -75,10 +77,10 @@ def _bound(name: str, class_: type) -> Callable[..., Any]:
             tensors = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
             self._own = tensors[:1]
             device_of(f"exllamav3_ext.{name}", tensors, scalars=False)
-            self._made = class_(*unwrapped(args), **unwrapped(kwargs))
+            self.made = class_(*unwrapped(args), **unwrapped(kwargs))
 
         def __getattr__(self, method: str) -> Any:
-            function = getattr(self._made, method)
+            function = getattr(self.made, method)
 
             def run(own: list[Tensor], *args: Any, **kwargs: Any) -> Any:
                 return function(*args, **kwargs)
