@@ -141,7 +141,7 @@ class BC_BlockSparseMLP:
         if tables[0].rate != tables[1].rate:
             raise RuntimeError("BC_BlockSparseMLP: gate and up must share a bit width")
         self._experts = Experts(*tables, self._interm.shape[-1], self._interm.dtype)
-        self._out = arguments[47]
+        self._out = arguments[46]
 
     def run_bszN(self, x: Tensor, selected: Tensor, weights: Tensor) -> None:
         """x (n, hidden) through its experts, into the buffer for few rows; the shared expert's share included."""

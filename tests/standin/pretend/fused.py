@@ -42,6 +42,8 @@ def exl3_mgemm(
     """Several linears of one input (1, n, in) at once: c (matrices, n, out), or slices of columns to `outputs`."""
     if indices is not None or weights is not None:
         raise NotImplementedError("chosen or weighted matrices")
+    if c.shape[2] % 128:
+        raise RuntimeError("exl3_mgemm autotune: no compatible kernel shapes")
     size = a.shape[-1]
     for place, address in enumerate(trellis.tolist()):
         width = c.shape[2] if widths is None else int(widths[place])
