@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -11,16 +12,22 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 #: Address of a storage -> whether it is still there, its card, its bytes.
 _STORAGES: dict[int, tuple[StorageWeakRef, torch.device, int]] = {}
+_LOCK = threading.Lock()
 
 
 def note(storage: torch.UntypedStorage, device: torch.device) -> None:
     """Somebody was told the address of a card's storage."""
-    _STORAGES[storage.data_ptr()] = (StorageWeakRef(storage), device, storage.nbytes())
+    with _LOCK:
+        for address in [at for at, (there, _, _) in _STORAGES.items() if there.expired()]:
+            del _STORAGES[address]
+        _STORAGES[storage.data_ptr()] = (StorageWeakRef(storage), device, storage.nbytes())
 
 
 def device_at(address: int, nbytes: int) -> torch.device:
     """The card that so many bytes are on. Raises: RuntimeError, as an illegal access, for any other memory."""
-    for start, (storage, device, size) in _STORAGES.items():
+    with _LOCK:
+        known = list(_STORAGES.items())
+    for start, (storage, device, size) in known:
         if start <= address and address + nbytes <= start + size and not storage.expired():
             return device
     raise RuntimeError(f"CUDA error: an illegal memory access was encountered ({address:#x})")
