@@ -89,6 +89,8 @@ class Worker:
             yield
         finally:
             module.unload()
+            # Blocks of 128 MiB that are partly used would stay on the device, up to eight of them.
+            collection.release_arena()
             collection.close()
 
     def hold(self, tensors: Mapping[GroupChoice, Stored], *, placed: bool = True) -> None:

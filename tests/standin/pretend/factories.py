@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.standin.pretend import guard
 from tests.standin.pretend.tensors import CPU, CardTensor
 
 #: Factories with kernels of their own on CUDA; all others begin with an empty tensor.
@@ -23,10 +22,6 @@ _KERNELS = {
     "tril_indices": torch.tril_indices,
     "triu_indices": torch.triu_indices,
 }
-#: Places of device types in c10's table of device guards.
-_CUDA, _META, _TYPES = 1, 14, 21
-_GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
-
 
 @contextmanager
 def kernels(current: Callable[[], int]) -> Iterator[None]:
@@ -35,7 +30,7 @@ def kernels(current: Callable[[], int]) -> Iterator[None]:
     for name, function in _KERNELS.items():
         library.impl(name, _kernel(function, current))
     try:
-        with _guard():
+        with guard.registered(current):
             yield
     finally:
         library._destroy()
@@ -49,18 +44,6 @@ def _kernel(function: Callable[..., Tensor], current: Callable[[], int]) -> Call
         return CardTensor(function(*args, device=CPU, **kwargs), torch.device("cuda", index))
 
     return make
-
-
-@contextmanager
-def _guard() -> Iterator[None]:
-    """torch without CUDA has no guard for its devices, and indexing asks for one: the guard that does nothing."""
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-    table = (ctypes.c_void_p * _TYPES).in_dll(library, _GUARDS)
-    before, table[_CUDA] = table[_CUDA], table[_META]
-    try:
-        yield
-    finally:
-        table[_CUDA] = before
 
 
 def tensor_function(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
