@@ -96,9 +96,7 @@ def test_little_memory_brings_tensors_to_the_card_choice_by_choice(
 
 
 @pytest.mark.parametrize("tokens", [TOKENS[:1, :7], TOKENS[:2, :10]], ids=["7", "20"])
-def test_few_tokens_take_the_bundled_kernels(
-    tiny_moe: TinyModel, on_cpu: ExllamaEngine, tokens: torch.Tensor
-) -> None:
+def test_few_tokens_take_the_bundled_kernels(tiny_moe: TinyModel, on_cpu: ExllamaEngine, tokens: torch.Tensor) -> None:
     """Keys and values of the tiny models are 64 wide, for which exllamav3's own bundle has no kernel."""
     expected = on_cpu.score(some_mixes(tiny_moe)[:3], tokens)
     with cards(2):

@@ -20,7 +20,6 @@ from exllamav3.modules.attention_fn.torch import fn_torch_sdpa_fallback_nocache
 from exllamav3.modules.quant.exl3_lib import hessian_packed, quantize
 from torch import Tensor
 
-
 _ORIGINALS: dict[tuple[Any, str], Any] = {}
 #: What needs no card but something that says that it is one: tests/standin/pretend gives it.
 _FOR_CARDS = (

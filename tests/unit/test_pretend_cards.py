@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.standin import extension
 from tests.standin.hook import install, native
 from tests.standin.pretend import can_pretend, cards
+from tests.standin.pretend.kernels import on_one_card
 from tests.standin.pretend.memory import tensor_at
 
 pytestmark = pytest.mark.skipif(native() or not can_pretend(), reason="this torch knows CUDA")
@@ -122,11 +123,12 @@ def test_a_kernel_reaches_one_card_alone() -> None:
 def test_memory_that_was_given_back_is_not_read() -> None:
     card = on(ZERO)
     address = card.data_ptr()
-    assert tensor_at(address + 4, (2,), torch.float, ZERO).tolist() == [1.0, 2.0]
+    read = on_one_card("read", lambda _where, at, size: tensor_at(at, (size,), torch.float))
+    assert read(on(ZERO), address + 4, 2).tolist() == [1.0, 2.0]
     with pytest.raises(RuntimeError, match="another card"):
-        tensor_at(address, (2,), torch.float, ONE)
+        read(on(ONE), address, 2)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        tensor_at(address, (7,), torch.float, ZERO)
+        read(on(ZERO), address, 7)
     del card
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        tensor_at(address, (2,), torch.float, ZERO)
+        read(on(ZERO), address, 2)

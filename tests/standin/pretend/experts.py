@@ -55,9 +55,7 @@ def exl3_moe_max_concurrency(device: int) -> int:
     return 4
 
 
-def exl3_moe(
-    x: Tensor, out: Tensor, counts: Tensor, tokens: Tensor, weights: Tensor, *rest: Any
-) -> None:
+def exl3_moe(x: Tensor, out: Tensor, counts: Tensor, tokens: Tensor, weights: Tensor, *rest: Any) -> None:
     """Experts that counts (experts + 1,) says have from `low` to `high` rows; weighted rows go to slots, or to out.
 
     tokens, weights: of all rows, sorted by expert.
@@ -66,9 +64,7 @@ def exl3_moe(
     addresses, marks, (limit, _active, scratch, base, low, high, _tile) = others[:9], others[9:15], others[15:]
     if activation != _SILU or limit != 0.0:
         raise NotImplementedError("an activation other than silu")
-    tables = [
-        Table(*addresses[3 * i : 3 * i + 3], rates[i], (marks[2 * i], marks[2 * i + 1])) for i in range(3)
-    ]
+    tables = [Table(*addresses[3 * i : 3 * i + 3], rates[i], (marks[2 * i], marks[2 * i + 1])) for i in range(3)]
     experts = Experts(*tables, buffers[2].shape[-1], buffers[2].dtype)
     ends = counts.cumsum(0).tolist()
     for expert, count in enumerate(counts[: len(tables[0].trellis)].tolist()):
@@ -104,11 +100,12 @@ def exl3_moe_gather(
 class BC_GatedMLP:
     """The bound class behind GatedMLP for few rows."""
 
-    def __init__(
-        self,
-        *arguments: Any,
-    ) -> None:
-        self._buffers, (trellis, suh, svh, rate, mcg, mul1, silu), others = arguments[:4], arguments[4:11], arguments[11:]
+    def __init__(self, *arguments: Any) -> None:
+        self._buffers, (trellis, suh, svh, rate, mcg, mul1, silu), others = (
+            arguments[:4],
+            arguments[4:11],
+            arguments[11:],
+        )
         _gelu, _relu2, gate, up, down, limit = others
         if not silu or limit != 0.0:
             raise NotImplementedError("an activation other than silu")
@@ -126,22 +123,33 @@ class BC_GatedMLP:
         out[0] = self._down.run_alloc(inner, out.shape[-1], out.dtype == torch.float)
 
 
+#: What BC_BlockSparseMLP is given by position; of a projection: its table, bits and marks.
+_TABLE = ("trellis", "suh", "svh", "rate", "mcg", "mul1")
+_GIVEN = (
+    *("yh2", "yh", "interm_gu", "interm_g", "interm_u", "interm_a", "interm_a2", "out_d", "out_d2", "shared_out"),
+    *("counters", "had_u", "dq_up", "dq_down", "first", "last"),
+    *(f"{part}_{name}" for part in ("gate", "up", "down") for name in _TABLE),
+    *("silu", "gelu", "oai", "shared", "shared_gate", "limit", "gates", "ups", "downs"),
+    *("gu_trellis", "gu_suh", "gu_svh", "out", "gate_bias", "up_bias", "down_bias"),
+)
+
+
 class BC_BlockSparseMLP:
     """The bound class behind BlockSparseMLP: all of it for few rows; source: blocksparse_mlp.cpp's constructor."""
 
     def __init__(self, *arguments: Any, act_relu2: bool = False, sh_coop: bool = False) -> None:
-        self._interm, self._shared_out = arguments[3], arguments[9]
-        first, last = arguments[14:16]
-        tables = [Table(*arguments[16 + 6 * i : 20 + 6 * i], tuple(arguments[20 + 6 * i : 22 + 6 * i])) for i in range(3)]
-        silu, _gelu, _oai, self._shared, shared_gate, limit, gates = arguments[34:41]
-        if act_relu2 or not silu or limit != 0.0 or first >= 0 or shared_gate is not None or not gates:
-            raise NotImplementedError("experts other than all of them with gates and silu")
+        given = dict(zip(_GIVEN, arguments, strict=True))
+        plain = given["silu"] and given["gates"] and given["limit"] == 0.0 and given["first"] < 0
+        extra = [given[name] for name in ("shared_gate", "gate_bias", "up_bias", "down_bias")]
+        if not plain or any(part is not None for part in extra):
+            raise NotImplementedError("experts other than all of them with gates, silu and no biases")
+        tables = [_table(given, part) for part in ("gate", "up", "down")]
         if len({table.codebook for table in tables}) != 1:
             raise RuntimeError("BC_BlockSparseMLP: gate/up/down must share a codebook")
         if tables[0].rate != tables[1].rate:
             raise RuntimeError("BC_BlockSparseMLP: gate and up must share a bit width")
-        self._experts = Experts(*tables, self._interm.shape[-1], self._interm.dtype)
-        self._out = arguments[46]
+        self._experts = Experts(*tables, given["interm_g"].shape[-1], given["interm_g"].dtype)
+        self._shared, self._out = given["shared"], given["out"]
 
     def run_bszN(self, x: Tensor, selected: Tensor, weights: Tensor) -> None:
         """x (n, hidden) through its experts, into the buffer for few rows; the shared expert's share included."""
@@ -154,6 +162,11 @@ class BC_BlockSparseMLP:
             self._shared.made.run_bszN(x[None], shared)
             total += shared[0]
         self._out[: len(x)] = total
+
+
+def _table(given: dict[str, Any], part: str) -> Table:
+    trellis, suh, svh, rate, *marks = (given[f"{part}_{name}"] for name in _TABLE)
+    return Table(trellis, suh, svh, rate, (bool(marks[0]), bool(marks[1])))
 
 
 def functions() -> dict[str, Any]:

@@ -23,10 +23,11 @@ _KERNELS = {
     "triu_indices": torch.triu_indices,
 }
 
+
 @contextmanager
 def kernels(current: Callable[[], int]) -> Iterator[None]:
     """Factories for `device="cuda:N"` meanwhile; current: the number of the thread's current card."""
-    library = torch.library.Library("aten", "IMPL", "CUDA")  # noqa: TOR901
+    library = torch.library.Library("aten", "IMPL", "CUDA")
     for name, function in _KERNELS.items():
         library.impl(name, _kernel(function, current))
     try:

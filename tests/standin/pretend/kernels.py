@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.standin import extension
 from tests.standin.pretend import experts, fused
+from tests.standin.pretend.memory import running
 from tests.standin.pretend.tensors import CardTensor, device_of, unwrapped
 
 #: Runs in main memory too, by its own account.
 _ANYWHERE = ("count_inf_nan",)
-_inside = threading.local()
 
 
 def functions() -> dict[str, Any]:
@@ -35,26 +34,19 @@ def functions() -> dict[str, Any]:
     return found | {name: _bound(name, class_) for name, class_ in experts.classes().items()}
 
 
-def running_on() -> torch.device:
-    """The card on which a kernel runs just now."""
-    device = _inside.device
-    assert isinstance(device, torch.device)
-    return device
-
-
 def on_one_card(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, for tensors of one pretend card."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if getattr(_inside, "running", False):
+        if getattr(running, "kernel", False):
             return function(*args, **kwargs)
         tensors = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
         device = _device(name, tensors)
-        _inside.running, _inside.device = True, device
+        running.kernel, running.device = True, device
         try:
             found = function(*unwrapped(args), **unwrapped(kwargs))
         finally:
-            _inside.running = False
+            running.kernel, running.device = False, None
         return tree_map(lambda item: CardTensor(item, device) if device and isinstance(item, Tensor) else item, found)
 
     return checked

@@ -13,6 +13,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 #: Address of a storage -> whether it is still there, its card, its bytes.
 _STORAGES: dict[int, tuple[StorageWeakRef, torch.device, int]] = {}
 _LOCK = threading.Lock()
+#: Of this thread: whether a `kernel` runs, and on which `device`.
+running = threading.local()
 
 
 def note(storage: torch.UntypedStorage, device: torch.device) -> None:
@@ -33,16 +35,14 @@ def device_at(address: int, nbytes: int) -> torch.device:
     raise RuntimeError(f"CUDA error: an illegal memory access was encountered ({address:#x})")
 
 
-def tensor_at(
-    address: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, stride: Sequence[int] | None = None
-) -> Tensor:
-    """What lies at an address of a card, as a tensor in main memory.
+def tensor_at(address: int, shape: Sequence[int], dtype: torch.dtype, stride: Sequence[int] | None = None) -> Tensor:
+    """What lies at an address of the running kernel's card, as a tensor in main memory.
 
     Raises: RuntimeError, as an illegal access, for any other memory.
     """
     steps = list(stride or torch.empty(tuple(shape), device="meta").stride())
     count = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True))
-    if device_at(address, count * dtype.itemsize) != device:
-        raise RuntimeError(f"CUDA error: {device} was given an address of another card")
+    if device_at(address, count * dtype.itemsize) != running.device:
+        raise RuntimeError(f"CUDA error: a kernel on {running.device} was given an address of another card")
     buffer = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
     return torch.frombuffer(buffer, dtype=dtype).as_strided(tuple(shape), steps)

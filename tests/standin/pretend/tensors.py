@@ -61,6 +61,9 @@ class CardTensor(Tensor):
     def __array__(self, dtype: Any = None) -> Any:
         return self.numpy()
 
+    def __repr__(self, **_kwargs: Any) -> str:
+        return f"{self.inner!r} on {self.device}"
+
     def tolist(self) -> Any:
         """Numbers in main memory."""
         return self.cpu().tolist()
@@ -95,6 +98,9 @@ class CardStorage:
 
     def __init__(self, inner: Tensor, device: torch.device) -> None:
         self.inner, self.device = inner, device
+
+    def __repr__(self, **_kwargs: Any) -> str:
+        return f"{self.inner!r} on {self.device}"
 
     def tolist(self) -> Any:
         """Numbers in main memory."""
@@ -133,7 +139,9 @@ def device_of(name: str, tensors: Iterable[Tensor], *, scalars: bool = True) -> 
 @lru_cache
 def _is_composite(func: Any) -> bool:
     # Attention stays whole, or it would be done in steps that round to fp16.
-    return func.overloadpacket is not _ATEN.scaled_dot_product_attention and bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+    return func.overloadpacket is not _ATEN.scaled_dot_product_attention and bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    )
 
 
 @lru_cache
@@ -141,7 +149,9 @@ def _written(func: Any) -> tuple[int, ...]:
     """Places of the arguments that an operation writes to; keyword arguments are `out`."""
     arguments = func._schema.arguments
     return tuple(
-        place for place, one in enumerate(arguments) if one.alias_info and one.alias_info.is_write and not one.kwarg_only
+        place
+        for place, one in enumerate(arguments)
+        if one.alias_info and one.alias_info.is_write and not one.kwarg_only
     )
 
 
