@@ -26,10 +26,8 @@ _FOR_CARDS = (
     (SafetensorsCollection, "__init__"),
     (block_sparse_mlp.BlockSparseMLP, "load"),
     (mlp.GatedMLP, "load_local"),
-    (quantize, "torch"),
     (quantize, "block_ldl"),
     (quantize, "_WeightStager"),
-    (convert_model, "torch"),
     (convert_model, "make_quant_args"),
     (linear.Linear, "convert_exl3"),
 )
@@ -53,6 +51,8 @@ def for_cards() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name in _FOR_CARDS:
             stack.enter_context(mock.patch.object(owner, name, _ORIGINALS[owner, name]))
+        for module in (quantize, convert_model):
+            stack.enter_context(mock.patch.object(module, "torch", _TorchNamingCards("torch")))
         stack.enter_context(mock.patch.object(linear, "accumulate_", on_one_card("accumulate_", _accumulate)))
         yield
 
@@ -85,6 +85,18 @@ def _route_and_run_experts_one_by_one() -> None:
     _replace(block_sparse_mlp.BlockSparseMLP, "load", load_with_routing)
     # The graph for few rows is bound on any device; without it gate, up and down run as three linears.
     _replace(mlp.GatedMLP, "load_local", lambda self, device, load_slice, **kwargs: None)
+
+
+class _TorchNamingCards(types.ModuleType):
+    """torch for the converter, to which numbers name CUDA devices; torch itself asks its build for them."""
+
+    @staticmethod
+    def device(name: Any) -> torch.device:
+        """Device numbers name cards."""
+        return torch.device("cuda", name) if isinstance(name, int) else torch.device(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
 
 
 class _TorchWithoutStreams(types.ModuleType):

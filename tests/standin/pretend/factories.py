@@ -19,6 +19,9 @@ _KERNELS = {
     "arange": torch.arange,
     "arange.start": torch.arange,
     "arange.start_step": torch.arange,
+    "eye": torch.eye,
+    "eye.m": torch.eye,
+    "randperm": torch.randperm,
     "tril_indices": torch.tril_indices,
     "triu_indices": torch.triu_indices,
 }

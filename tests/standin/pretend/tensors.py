@@ -84,6 +84,9 @@ class CardTensor(Tensor):
         made = torch.empty(0, dtype=self.dtype).set_(source.inner.untyped_storage(), offset, tuple(size))
         return CardTensor(made, self.device)
 
+    def record_stream(self, stream: Any) -> None:
+        """Nothing is under way."""
+
     def pin_memory(self, *_args: Any) -> Any:
         """Refused."""
         raise RuntimeError(f"cannot pin '{self.type()}' only dense CPU tensors can be pinned")
