@@ -131,6 +131,28 @@ def test_page_locked_memory_counts_as_it_is_taken(tmp_path: Path, two_cards: Car
     assert pool.spilled_bytes == 1
 
 
+def test_exllamav3s_quantizer_stores_the_same_on_a_card() -> None:
+    """Its own code, which copies with `.cpu()` and stages weights on streams; on a CPU the stand-in changes it."""
+    expected = quantized_on(CPU)
+    with cards(2):
+        found = quantized_on(torch.device("cuda", 1))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name].cpu(), tensor), name
+
+
+def quantized_on(device: torch.device) -> dict[str, torch.Tensor]:
+    from exllamav3.modules.quant.exl3_lib.quantize import quantize_exl3
+
+    generator = torch.Generator().manual_seed(4)
+    weight, inputs = (torch.randn(128, 128, generator=generator) for _ in range(2))
+    hessian = (inputs.T @ inputs + 128 * torch.eye(128)).to(device)
+    capture = {"H": hessian, "count": 256, "finalized": False, "num_total": 256, "first_key": "x"}
+    settings = {"K": 2, "devices": [device], "apply_out_scales": None, "seed": 1, "mul1": True}
+    stored: dict[str, torch.Tensor] = quantize_exl3(weight.to(device), capture, settings, False)[2]
+    return stored
+
+
 def test_nothing_is_left_of_pretend_cards() -> None:
     with cards(2):
         table = torch.ones(2, device="cuda:1")
