@@ -46,11 +46,13 @@ class StatePool:
         self._idle[state.nbytes].append(state.view(-1).view(torch.uint8))
 
     def _new(self, nbytes: int) -> Tensor:
-        taken = _power_of_two(nbytes) if self.pinned else nbytes
-        if self._in_ram + taken <= self.ram_bytes:
-            self._in_ram += taken
-            self.peak_ram_bytes = max(self.peak_ram_bytes, self._in_ram)
-            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.pinned)
+        """Page-locked where it fits with what that takes, else in plain RAM, else in a file."""
+        for pinned in (True, False) if self.pinned else (False,):
+            taken = _power_of_two(nbytes) if pinned else nbytes
+            if self._in_ram + taken <= self.ram_bytes:
+                self._in_ram += taken
+                self.peak_ram_bytes = max(self.peak_ram_bytes, self._in_ram)
+                return torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
         self.spilled_bytes += nbytes
         return _mapped(nbytes, self.folder)
 
