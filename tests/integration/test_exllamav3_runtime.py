@@ -127,6 +127,10 @@ def test_torch_is_held_to_the_vram_given(monkeypatch: pytest.MonkeyPatch) -> Non
     hold_to(torch.device("cpu"), 1)
     assert fractions == [0.25, 1.0, 1.0, 1 / 32]
     assert [device_bytes(card, limit) for limit in (2 << 30, None, 9 << 30)] == [2 << 30, 6 << 30, 6 << 30]
+    # What torch took for an earlier call and keeps is not free to others, but to this one.
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 1 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 1 << 28)
+    assert device_bytes(card, None) == (6 << 30) + (3 << 28)
 
 
 def test_auto_takes_it_where_both_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

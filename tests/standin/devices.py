@@ -9,9 +9,9 @@ from tests.standin.hook import install, native
 
 
 def exllamav3_devices() -> tuple[torch.device, ...]:
-    """All CUDA devices; on the stand-in the CPU twice, so that tests can let two devices share the rows."""
+    """All CUDA devices; on the stand-in those that are pretended, or the CPU twice, so that two devices share rows."""
     install()
-    if not native():
+    if not native() and not torch.cuda.is_available():
         return (torch.device("cpu"), torch.device("cpu"))
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")

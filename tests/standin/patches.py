@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import types
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from exllamav3.conversion import convert_model
@@ -17,6 +19,18 @@ from exllamav3.modules.attention_fn import dispatch
 from exllamav3.modules.attention_fn.torch import fn_torch_sdpa_fallback_nocache
 from exllamav3.modules.quant.exl3_lib import hessian_packed, quantize
 from torch import Tensor
+
+_ORIGINALS: dict[tuple[Any, str], Any] = {}
+#: What needs no card but something that says that it is one: tests/standin/pretend gives it.
+_FOR_CARDS = (
+    (SafetensorsCollection, "__init__"),
+    (block_sparse_mlp.BlockSparseMLP, "load"),
+    (mlp.GatedMLP, "load_local"),
+    (quantize, "block_ldl"),
+    (quantize, "_WeightStager"),
+    (convert_model, "make_quant_args"),
+    (linear.Linear, "convert_exl3"),
+)
 
 
 def apply() -> None:
@@ -29,13 +43,32 @@ def apply() -> None:
     _convert_on_the_cpu()
 
 
+@contextlib.contextmanager
+def for_cards() -> Iterator[None]:
+    """exllamav3's own code meanwhile, but for what takes a real card."""
+    from tests.standin.pretend.kernels import on_one_card
+
+    with contextlib.ExitStack() as stack:
+        for owner, name in _FOR_CARDS:
+            stack.enter_context(mock.patch.object(owner, name, _ORIGINALS[owner, name]))
+        for module in (quantize, convert_model):
+            stack.enter_context(mock.patch.object(module, "torch", _TorchNamingCards("torch")))
+        stack.enter_context(mock.patch.object(linear, "accumulate_", on_one_card("accumulate_", _accumulate)))
+        yield
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    _ORIGINALS[owner, name] = getattr(owner, name)
+    setattr(owner, name, value)
+
+
 def _read_tensors_in_python() -> None:
     original = SafetensorsCollection.__init__
 
     def init(self: Any, directory: str, load_method: str | None = None, *args: Any, **kwargs: Any) -> None:
         original(self, directory, load_method or "python", *args, **kwargs)
 
-    SafetensorsCollection.__init__ = init
+    _replace(SafetensorsCollection, "__init__", init)
 
 
 def _attend_in_torch() -> None:
@@ -49,9 +82,21 @@ def _route_and_run_experts_one_by_one() -> None:
         load(self, device, **kwargs)
         self.load_routing(**kwargs)  # exllamav3 loads it on CUDA alone
 
-    block_sparse_mlp.BlockSparseMLP.load = load_with_routing
+    _replace(block_sparse_mlp.BlockSparseMLP, "load", load_with_routing)
     # The graph for few rows is bound on any device; without it gate, up and down run as three linears.
-    mlp.GatedMLP.load_local = lambda self, device, load_slice, **kwargs: None
+    _replace(mlp.GatedMLP, "load_local", lambda self, device, load_slice, **kwargs: None)
+
+
+class _TorchNamingCards(types.ModuleType):
+    """torch for the converter, to which numbers name CUDA devices; torch itself asks its build for them."""
+
+    @staticmethod
+    def device(name: Any) -> torch.device:
+        """Device numbers name cards."""
+        return torch.device("cuda", name) if isinstance(name, int) else torch.device(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
 
 
 class _TorchWithoutStreams(types.ModuleType):
@@ -75,9 +120,9 @@ class _TorchWithoutStreams(types.ModuleType):
 
 
 def _quantize_without_streams() -> None:
-    quantize.torch = _TorchWithoutStreams("torch")
+    _replace(quantize, "torch", _TorchWithoutStreams("torch"))
     # Allocates 2 GB at 1.5 bits for kernels that are not there.
-    quantize.get_temp_buffers_frac = lambda device, whole: (torch.empty(1), torch.empty(1))
+    _replace(quantize, "get_temp_buffers_frac", lambda device, whole: (torch.empty(1), torch.empty(1)))
 
 
 def _keep_the_hessian() -> None:
@@ -88,7 +133,7 @@ def _keep_the_hessian() -> None:
         factor, _ = original(hessian.clone(), *args, **kwargs)
         return factor, hessian
 
-    quantize.block_ldl = block_ldl
+    _replace(quantize, "block_ldl", block_ldl)
 
 
 class _Stager:
@@ -115,11 +160,11 @@ def _convert_on_the_cpu() -> None:
     def without_swap(self: Any, *args: Any, override_swap_device: Any = None, **named: Any) -> Any:
         return convert(self, *args, **named)
 
-    convert_model.torch = quantize.torch
-    convert_model.make_quant_args = on_the_cpu
-    linear.Linear.convert_exl3 = without_swap
-    linear.accumulate_ = _accumulate
-    quantize._WeightStager = _Stager
+    _replace(convert_model, "torch", quantize.torch)
+    _replace(convert_model, "make_quant_args", on_the_cpu)
+    _replace(linear.Linear, "convert_exl3", without_swap)
+    _replace(linear, "accumulate_", _accumulate)
+    _replace(quantize, "_WeightStager", _Stager)
 
 
 def _accumulate(packed: Tensor, rows: Tensor) -> None:

@@ -84,7 +84,9 @@ def device_bytes(device: torch.device, limit: int | None) -> int | None:
     """Bytes that a device may give: free ones, within the limit; None for a CPU without one."""
     if device.type != "cuda":
         return limit
-    free = int(torch.cuda.mem_get_info(device)[0])
+    # What torch keeps from earlier calls is free for this one.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = int(torch.cuda.mem_get_info(device)[0]) + kept
     return free if limit is None else min(free, limit)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -13,6 +15,9 @@ import torch
 from exltune.errors import EngineError
 from exltune.requirements import required
 
+_LOG = logging.getLogger(__name__)
+#: Packages of exllamav3 that an engine runs, and that print.
+_PRINTING = ("exllamav3.loader.", "exllamav3.model.", "exllamav3.modules.", "exllamav3.util.")
 _BUILD = "Install a wheel built for this torch and CUDA, or CUDA's toolkit with a C++ compiler so that it can build"
 
 
@@ -64,7 +69,19 @@ def import_exllamav3() -> ModuleType:
         ) from error
     if not hasattr(extension, "exllamav3_ext"):
         raise EngineError("exllamav3 has no extension", fix=_BUILD)
+    _log_what_it_prints()
     return module
+
+
+def _log_what_it_prints() -> None:
+    """Keep exllamav3 off stdout, where a command's JSON goes: on CUDA it tells of every layer with mixed experts."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_PRINTING):
+            vars(module).setdefault("print", _log)
+
+
+def _log(*words: object, **_options: object) -> None:
+    _LOG.info(" ".join(map(str, words)))
 
 
 def why_not() -> str | None:

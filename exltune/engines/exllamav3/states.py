@@ -46,12 +46,20 @@ class StatePool:
         self._idle[state.nbytes].append(state.view(-1).view(torch.uint8))
 
     def _new(self, nbytes: int) -> Tensor:
-        if self._in_ram + nbytes <= self.ram_bytes:
-            self._in_ram += nbytes
-            self.peak_ram_bytes = max(self.peak_ram_bytes, self._in_ram)
-            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.pinned)
+        """Page-locked where it fits with what that takes, else in plain RAM, else in a file."""
+        for pinned in (True, False) if self.pinned else (False,):
+            taken = _power_of_two(nbytes) if pinned else nbytes
+            if self._in_ram + taken <= self.ram_bytes:
+                self._in_ram += taken
+                self.peak_ram_bytes = max(self.peak_ram_bytes, self._in_ram)
+                return torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
         self.spilled_bytes += nbytes
         return _mapped(nbytes, self.folder)
+
+
+def _power_of_two(nbytes: int) -> int:
+    """What torch's allocator of page-locked memory takes for so many bytes (ATen/core/CachingHostAllocator.h)."""
+    return 1 << max(0, nbytes - 1).bit_length()
 
 
 def _mapped(nbytes: int, folder: Path) -> Tensor:

@@ -84,10 +84,13 @@ class Worker:
             collection.set_new_tensors(None)
             if collection.deferred_mode:
                 collection.abort_deferred_load()
+        _unbundle(module)
         try:
             yield
         finally:
             module.unload()
+            # Blocks of 128 MiB that are partly used would stay on the device, up to eight of them.
+            collection.release_arena()
             collection.close()
 
     def hold(self, tensors: Mapping[GroupChoice, Stored], *, placed: bool = True) -> None:
@@ -233,6 +236,19 @@ class Worker:
         if linear.inner.bias is not None:
             found[f"{linear.key}.bias"] = linear.inner.bias
         return found
+
+
+def _unbundle(module: Any) -> None:
+    """Let projections of a padded width run alone: for the one kernel in which exllamav3 runs two of them on few
+    tokens, such a width has no tiles.
+
+    Source: exllamav3 1.6.5, modules/attn.py project_qkv, exllamav3_ext/quant/exl3_kernel_map.cu exl3_gemm_shape_compat.
+    """
+    for part in module:
+        for name in ("multi_kv", "multi_qg"):
+            bundle = getattr(part, name, None)
+            if bundle is not None and any(one.out_features != one.out_features_unpadded for one in bundle.linears):
+                setattr(part, name, None)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
