@@ -15,8 +15,9 @@ _SHARED = {
     "hidden_size": 128,
     "intermediate_size": 128,
     "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
+    "num_attention_heads": 4,
+    # exllamav3 runs k and v together for few tokens, and wants 128 columns of each.
+    "num_key_value_heads": 2,
     "head_dim": 64,
     "max_position_embeddings": 256,
     "initializer_range": 0.2,
@@ -38,7 +39,8 @@ GLM4_MOE = _SHARED | {
 }
 LLAMA = _SHARED
 #: Biases, a tied head, and dims that EXL3 pads.
-QWEN2 = _SHARED | {"intermediate_size": 160, "tie_word_embeddings": True}
+_FEW_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+QWEN2 = _SHARED | _FEW_HEADS | {"intermediate_size": 160, "tie_word_embeddings": True}
 #: transformers writes the number of experts as num_local_experts.
 QWEN3_MOE = _SHARED | {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True}
 

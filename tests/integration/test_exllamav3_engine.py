@@ -27,6 +27,8 @@ pytestmark = pytest.mark.gpu
 TOKENS = torch.randint(0, VOCAB, (5, 12), generator=torch.Generator().manual_seed(3))
 #: Bytes of a row's hidden states.
 ROW = 4 * 12 * 128
+#: Holds a layer with the tensors of one choice, not with those of all.
+LITTLE_VRAM = 1_500_000
 
 
 def engine_on(
@@ -122,6 +124,18 @@ def test_the_unquantized_layer_is_loaded_once(tiny_moe: TinyModel, monkeypatch: 
     assert len(weights) == len(set(weights))
 
 
+def test_nothing_of_a_layer_stays_on_the_device(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_on(tiny_moe)
+    collection = engine.workers[0]._config.stc
+    begin, arenas = collection.begin_deferred_load, list[bool]()
+    monkeypatch.setattr(
+        collection, "begin_deferred_load", lambda arena=True: (arenas.append(arena), begin(arena=arena))
+    )
+    engine.score([mix_of(tiny_moe, "2")], TOKENS)
+    assert set(arenas) == {False}
+    assert collection.arena == {}
+
+
 def test_the_reference_is_computed_once_for_the_same_rows(tiny_moe: TinyModel, scores: list[Score]) -> None:
     engine, layers = engine_on(tiny_moe), tiny_moe.inventory.layers
     forwards = []
@@ -188,6 +202,23 @@ def test_buffers_are_used_again(tmp_path: Path) -> None:
     third = pool.empty((5, 5), torch.float32)
     assert third.data_ptr() == first.data_ptr()
     assert (pool.peak_ram_bytes, pool.spilled_bytes) == (100, 100)
+
+
+def test_page_locked_buffers_count_as_torch_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    empty = torch.empty
+
+    def unlocked(nbytes: int, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        made.append(nbytes)
+        assert pin_memory
+        return empty(nbytes, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", unlocked)
+    pool = StatePool(256, tmp_path, pinned=True)
+    for _ in range(3):
+        pool.empty((100,), torch.uint8)
+    assert made == [100, 100]
+    assert (pool.peak_ram_bytes, pool.spilled_bytes) == (256, 100)
 
 
 def test_a_full_disk_is_told(tiny_moe: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +293,7 @@ def test_little_memory_brings_tensors_to_the_device_choice_by_choice(
         hold(worker, tensors, placed=placed)
 
     monkeypatch.setattr(Worker, "hold", noted)
-    assert engine_on(tiny_moe, vram_bytes=900_000).score(some_mixes(tiny_moe), TOKENS) == scores
+    assert engine_on(tiny_moe, vram_bytes=LITTLE_VRAM).score(some_mixes(tiny_moe), TOKENS) == scores
     assert False in placed
 
 
@@ -298,6 +329,18 @@ def test_a_quant_without_a_linear_names_it(tiny_moe: TinyModel, tmp_path: Path) 
     quants = {"2": edited(tmp_path / "2", tiny_moe.quants["2"], **{name: None})}
     with pytest.raises(MissingTensorError, match=r"model\.layers\.1\.self_attn\.q_proj"):
         engine_on(tiny_moe, quants=quants).score([mix_of(tiny_moe, "2")], TOKENS)
+
+
+@pytest.mark.parametrize("changed", [("0.mlp.gate", "0.mlp.up"), ("1.shared.gate", "1.shared.up"), ("1.experts.down",)])
+def test_a_layer_may_be_quantized_in_part(
+    tiny_moe: TinyModel, capfd: pytest.CaptureFixture[str], changed: tuple[str, ...]
+) -> None:
+    mix = mix_of(tiny_moe, REFERENCE, **dict.fromkeys(changed, "2"))
+    assert {*changed} < mix.choices.keys()
+    (score,) = engine_on(tiny_moe).score([mix], TOKENS)
+    assert 0 < sum(score.kl_ref_mix) < 5 * 12
+    # exllamav3 would warn where `--json` writes.
+    assert capfd.readouterr().out == ""
 
 
 def test_a_linear_that_a_quant_stores_unquantized_is_read(tiny_moe: TinyModel, tmp_path: Path) -> None:

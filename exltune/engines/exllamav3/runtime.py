@@ -10,6 +10,7 @@ from types import ModuleType
 
 import torch
 
+from exltune.engines.exllamav3.mends import mend
 from exltune.errors import EngineError
 from exltune.requirements import required
 
@@ -64,6 +65,7 @@ def import_exllamav3() -> ModuleType:
         ) from error
     if not hasattr(extension, "exllamav3_ext"):
         raise EngineError("exllamav3 has no extension", fix=_BUILD)
+    mend()
     return module
 
 

@@ -46,8 +46,10 @@ class StatePool:
         self._idle[state.nbytes].append(state.view(-1).view(torch.uint8))
 
     def _new(self, nbytes: int) -> Tensor:
-        if self._in_ram + nbytes <= self.ram_bytes:
-            self._in_ram += nbytes
+        # torch rounds page-locked buffers up (CachingHostAllocator.h).
+        taken = 1 << (nbytes - 1).bit_length() if self.pinned else nbytes
+        if self._in_ram + taken <= self.ram_bytes:
+            self._in_ram += taken
             self.peak_ram_bytes = max(self.peak_ram_bytes, self._in_ram)
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.pinned)
         self.spilled_bytes += nbytes

@@ -72,7 +72,8 @@ class Worker:
         collection = self._config.stc
         from_disk = not tensors and module.can_defer_load()
         if from_disk:
-            collection.begin_deferred_load()
+            # Blocks that many tensors share would outlive the module, and hold a layer for one kept weight.
+            collection.begin_deferred_load(arena=False)
         collection.set_new_tensors(tensors)
         hidden = self._hide(tensors)
         try:
