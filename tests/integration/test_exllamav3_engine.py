@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from exltune.engines.exllamav3.chunks import Chunks
 from exltune.engines.exllamav3.engine import ExllamaEngine
+from exltune.engines.exllamav3.head import even_parts
 from exltune.engines.exllamav3.scoring import Limits
 from exltune.engines.exllamav3.states import StatePool
 from exltune.engines.exllamav3.worker import Worker
@@ -21,6 +24,7 @@ from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.score import Score
 from exltune.testing.tiny_models import VOCAB, TinyModel
 from tests.standin.devices import exllamav3_devices
+from tests.standin.hook import native
 
 pytestmark = pytest.mark.gpu
 
@@ -58,10 +62,16 @@ def scores(tiny_moe: TinyModel) -> list[Score]:
 
 
 def alike(found: list[Score], expected: list[Score]) -> None:
-    """Equal but for the order of sums."""
+    """Equal but for the order of sums, of which kernels for other numbers of rows round other parts to fp16.
+
+    As in the contract, such rounding moves a token by 4e-3, and sends some rows' tokens to other experts.
+    """
+    near, strays = (4e-3 * (TOKENS.shape[1] - 1), 3) if native() else (1e-3, 0)
     for one, other in zip(found, expected, strict=True):
         for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
-            assert getattr(one, field) == pytest.approx(getattr(other, field), rel=1e-3, abs=1e-3)
+            ours, theirs = getattr(one, field), getattr(other, field)
+            far = [a for a, b in zip(ours, theirs, strict=True) if a != pytest.approx(b, rel=1e-3, abs=near)]
+            assert len(far) <= strays, field
 
 
 def edited(path: Path, source: Path, **changes: torch.Tensor | None) -> Path:
@@ -245,6 +255,41 @@ def test_out_of_memory_in_the_middle_takes_smaller_chunks(
     engine = engine_on(tiny_moe)
     alike(engine.score(some_mixes(tiny_moe), TOKENS), scores)
     assert engine.stats.shrunk == 1
+
+
+def test_a_device_that_is_full_while_a_layer_is_loaded_is_told(
+    tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+
+    engine = engine_on(tiny_moe)
+    monkeypatch.setattr(engine.workers[0].layers[0], "load", full)
+    with pytest.raises(
+        EngineError, match=r"too little memory for a layer \(CUDA out of memory\. Tried .* GiB\)\. Free"
+    ):
+        engine.score(some_mixes(tiny_moe), TOKENS)
+
+
+def test_a_thread_works_on_its_workers_own_device(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[int] = []
+
+    @contextmanager
+    def current(worker: Worker) -> Iterator[None]:
+        entered.append(id(worker))
+        yield
+
+    engine = engine_on(tiny_moe, devices=2)
+    monkeypatch.setattr(Worker, "current", current)
+    engine.score([mix_of(tiny_moe, "2")], TOKENS)
+    assert sorted(entered) == sorted([id(worker) for worker in engine.workers] * (tiny_moe.inventory.layers + 1))
+
+
+@pytest.mark.parametrize(("count", "most", "sizes"), [(9, 4, [3, 3, 3]), (19, 9, [7, 6, 6]), (5, 8, [5]), (1, 4, [1])])
+def test_positions_of_a_row_are_split_evenly(count: int, most: int, sizes: list[int]) -> None:
+    parts = even_parts(count, most)
+    assert [len(part) for part in parts] == sizes
+    assert torch.cat(parts).tolist() == list(range(count))
 
 
 def test_a_row_that_does_not_fit_is_told() -> None:

@@ -199,7 +199,7 @@ class BC_GatedMLP:
         if not all(isinstance(linear, BC_LinearEXL3) for linear in (self._gate, self._up, self._down)):
             raise TypeError("__init__(): incompatible constructor arguments")
 
-    def run_bszN(self, x: Tensor, out: Tensor) -> None:  # noqa: N802 - exllamav3's own name
+    def run_bszN(self, x: Tensor, out: Tensor) -> None:
         """x (1, n, in) fp16 to out (1, n, out)."""
         gate, up = (linear.run_alloc(x, linear.width, False) for linear in (self._gate, self._up))
         silu_mul(gate, up, up, self._limit)

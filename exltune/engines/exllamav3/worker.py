@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -57,6 +57,10 @@ class Worker:
     def peak_bytes(self) -> int:
         """The most memory that torch ever took of the device in this process; 0 on a CPU."""
         return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else 0
+
+    def current(self) -> AbstractContextManager[object]:
+        """The device is the thread's current one meanwhile, for kernels that ask for it instead of their tensors'."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     @torch.inference_mode()
     def embed(self, ids: Tensor) -> Iterator[Tensor]:
