@@ -264,7 +264,8 @@ def test_a_device_that_is_full_while_a_layer_is_loaded_is_told(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
 
     engine = engine_on(tiny_moe)
-    monkeypatch.setattr(engine.workers[0].layers[0], "load", full)
+    layer = engine.workers[0].layers[0]
+    monkeypatch.setattr(layer.mlp, "load", full)
     with pytest.raises(
         EngineError, match=r"too little memory for a layer \(CUDA out of memory\. Tried .* GiB\)\. Free"
     ):

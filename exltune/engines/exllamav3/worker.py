@@ -81,17 +81,18 @@ class Worker:
         collection.set_new_tensors(tensors)
         hidden = self._hide(tensors)
         try:
-            module.load(self._home(module))
-            if from_disk:
-                collection.end_deferred_load()
-        finally:
-            collection.tensor_file_map.update(hidden)
-            collection.set_new_tensors(None)
-            if collection.deferred_mode:
-                collection.abort_deferred_load()
-        try:
+            try:
+                module.load(self._home(module))
+                if from_disk:
+                    collection.end_deferred_load()
+            finally:
+                collection.tensor_file_map.update(hidden)
+                collection.set_new_tensors(None)
+                if collection.deferred_mode:
+                    collection.abort_deferred_load()
             yield
         finally:
+            # Also where the device was full before all of it was loaded.
             module.unload()
             collection.close()
 
