@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 VOCAB = 320
+#: exllamav3's kernels run k and v together for few tokens, and want 128 columns of each.
+_NATIVE_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 _SHARED = {
     "vocab_size": VOCAB,
     "hidden_size": 128,
     "intermediate_size": 128,
     "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    # exllamav3 runs k and v together for few tokens, and wants 128 columns of each.
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "head_dim": 64,
     "max_position_embeddings": 256,
     "initializer_range": 0.2,
@@ -39,8 +40,7 @@ GLM4_MOE = _SHARED | {
 }
 LLAMA = _SHARED
 #: Biases, a tied head, and dims that EXL3 pads.
-_FEW_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
-QWEN2 = _SHARED | _FEW_HEADS | {"intermediate_size": 160, "tie_word_embeddings": True}
+QWEN2 = _SHARED | {"intermediate_size": 160, "tie_word_embeddings": True}
 #: transformers writes the number of experts as num_local_experts.
 QWEN3_MOE = _SHARED | {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True}
 
@@ -49,8 +49,11 @@ def write_model(out: Path, name: str, settings: Mapping[str, Any], seed: int = 0
     """A random bf16 model of transformers' class `{name}ForCausalLM` with a tokenizer."""
     import transformers
 
+    from tests.standin.hook import native
+
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**settings))
+    config = getattr(transformers, f"{name}Config")(**{**settings, **(_NATIVE_HEADS if native() else {})})
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name or "bias" in parameter_name:
