@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 VOCAB = 320
+#: exllamav3's kernels run k and v together for few tokens, and want 128 columns of each.
+_NATIVE_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 _SHARED = {
     "vocab_size": VOCAB,
     "hidden_size": 128,
@@ -47,8 +49,11 @@ def write_model(out: Path, name: str, settings: Mapping[str, Any], seed: int = 0
     """A random bf16 model of transformers' class `{name}ForCausalLM` with a tokenizer."""
     import transformers
 
+    from tests.standin.hook import native
+
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**settings))
+    config = getattr(transformers, f"{name}Config")(**{**settings, **(_NATIVE_HEADS if native() else {})})
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name or "bias" in parameter_name:

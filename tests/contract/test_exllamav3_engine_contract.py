@@ -8,27 +8,40 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from exltune.engines.exllamav3.engine import ExllamaEngine
 from exltune.testing.engines import EngineContract, OpenEngine
 from exltune.testing.tiny_models import TinyModel
 from tests.standin.devices import exllamav3_devices
+from tests.standin.hook import native
 
 pytestmark = pytest.mark.gpu
 
 
 class TestExllamaEngine(EngineContract):
-    """Scores in fp16: as near to whole models in fp32 as the rounding of weights and activations allows."""
+    """Scores in fp16: as near to whole models in fp32 as the rounding of weights and activations allows.
 
-    tolerance = 2e-3
-    nll_tolerance = 5e-3
+    The stand-in rounds each linear's output once, kernels round partial sums, probabilities and activations too. An
+    output that is moved by 2 more roundings (2**-10 of its rms) moves rows by up to 4e-3, their likelihood by 9e-3, and
+    of the 6 rows up to 4 hold a token that goes to another expert: seen on the stand-in with such noise, 12 times.
+    """
+
+    tolerance, nll_tolerance = (6e-3, 1.5e-2) if native() else (2e-3, 5e-3)
     #: fp16 moves keys and values by a step in every row; the values of a step are tested in test_exllamav3_cache.py.
     #: Attention that rounds its scores to fp16, as kernels of cards may, moves the median of three bits to 0.021.
     cache_tolerance, cache_median = 0.2, 0.04
-    flips = 0.05
-    stray_rows = 1
+    flips = 0.12 if native() else 0.05
+    stray_rows = 4 if native() else 1
     hessian_rtol, hessian_atol = 5e-3, 0.2
-    strays = 1
+    strays = 4 if native() else 1
+
+    def assert_sums(self, found: Tensor, expected: Tensor) -> None:
+        """On kernels some tokens may have gone to other experts before; one of the 120 is worth a twentieth."""
+        if not native():
+            super().assert_sums(found, expected)
+            return
+        assert float((found - expected).norm() / expected.norm()) < 0.1
 
     @pytest.fixture
     def model(self, tiny_model: TinyModel, tmp_path: Path) -> TinyModel:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from exltune.engines.exllamav3.chunks import Chunks
 from exltune.engines.exllamav3.engine import ExllamaEngine
+from exltune.engines.exllamav3.head import even_parts
 from exltune.engines.exllamav3.scoring import Limits
 from exltune.engines.exllamav3.states import StatePool
 from exltune.engines.exllamav3.worker import Worker
@@ -21,12 +24,15 @@ from exltune.schema.mix import REFERENCE, Mix
 from exltune.schema.score import Score
 from exltune.testing.tiny_models import VOCAB, TinyModel
 from tests.standin.devices import exllamav3_devices
+from tests.standin.hook import native
 
 pytestmark = pytest.mark.gpu
 
 TOKENS = torch.randint(0, VOCAB, (5, 12), generator=torch.Generator().manual_seed(3))
 #: Bytes of a row's hidden states.
 ROW = 4 * 12 * 128
+#: Holds a layer with the tensors of one choice, not with those of all.
+LITTLE_VRAM = 1_500_000
 
 
 def engine_on(
@@ -56,10 +62,16 @@ def scores(tiny_moe: TinyModel) -> list[Score]:
 
 
 def alike(found: list[Score], expected: list[Score]) -> None:
-    """Equal but for the order of sums."""
+    """Equal but for the order of sums, of which kernels for other numbers of rows round other parts to fp16.
+
+    As in the contract, such rounding moves a token by 4e-3, and sends some rows' tokens to other experts.
+    """
+    near, strays = (4e-3 * (TOKENS.shape[1] - 1), 3) if native() else (1e-3, 0)
     for one, other in zip(found, expected, strict=True):
         for field in ("kl_ref_mix", "kl_mix_ref", "nll"):
-            assert getattr(one, field) == pytest.approx(getattr(other, field), rel=1e-3, abs=1e-3)
+            ours, theirs = getattr(one, field), getattr(other, field)
+            far = [a for a, b in zip(ours, theirs, strict=True) if a != pytest.approx(b, rel=1e-3, abs=near)]
+            assert len(far) <= strays, field
 
 
 def edited(path: Path, source: Path, **changes: torch.Tensor | None) -> Path:
@@ -120,6 +132,18 @@ def test_the_unquantized_layer_is_loaded_once(tiny_moe: TinyModel, monkeypatch: 
     weights = [key for key in loads if key.endswith("_proj.weight") or key == "lm_head.weight"]
     assert weights
     assert len(weights) == len(set(weights))
+
+
+def test_nothing_of_a_layer_stays_on_the_device(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_on(tiny_moe)
+    collection = engine.workers[0]._config.stc
+    begin, arenas = collection.begin_deferred_load, list[bool]()
+    monkeypatch.setattr(
+        collection, "begin_deferred_load", lambda arena=True: (arenas.append(arena), begin(arena=arena))
+    )
+    engine.score([mix_of(tiny_moe, "2")], TOKENS)
+    assert set(arenas) == {False}
+    assert collection.arena == {}
 
 
 def test_the_reference_is_computed_once_for_the_same_rows(tiny_moe: TinyModel, scores: list[Score]) -> None:
@@ -190,6 +214,23 @@ def test_buffers_are_used_again(tmp_path: Path) -> None:
     assert (pool.peak_ram_bytes, pool.spilled_bytes) == (100, 100)
 
 
+def test_page_locked_buffers_count_as_torch_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    empty = torch.empty
+
+    def unlocked(nbytes: int, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        made.append(nbytes)
+        assert pin_memory
+        return empty(nbytes, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", unlocked)
+    pool = StatePool(256, tmp_path, pinned=True)
+    for _ in range(3):
+        pool.empty((100,), torch.uint8)
+    assert made == [100, 100]
+    assert (pool.peak_ram_bytes, pool.spilled_bytes) == (256, 100)
+
+
 def test_a_full_disk_is_told(tiny_moe: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_args: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -214,6 +255,42 @@ def test_out_of_memory_in_the_middle_takes_smaller_chunks(
     engine = engine_on(tiny_moe)
     alike(engine.score(some_mixes(tiny_moe), TOKENS), scores)
     assert engine.stats.shrunk == 1
+
+
+def test_a_device_that_is_full_while_a_layer_is_loaded_is_told(
+    tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+
+    engine = engine_on(tiny_moe)
+    layer = engine.workers[0].layers[0]
+    monkeypatch.setattr(layer.mlp, "load", full)
+    with pytest.raises(
+        EngineError, match=r"too little memory for a layer \(CUDA out of memory\. Tried .* GiB\)\. Free"
+    ):
+        engine.score(some_mixes(tiny_moe), TOKENS)
+
+
+def test_a_thread_works_on_its_workers_own_device(tiny_moe: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[int] = []
+
+    @contextmanager
+    def current(worker: Worker) -> Iterator[None]:
+        entered.append(id(worker))
+        yield
+
+    engine = engine_on(tiny_moe, devices=2)
+    monkeypatch.setattr(Worker, "current", current)
+    engine.score([mix_of(tiny_moe, "2")], TOKENS)
+    assert sorted(entered) == sorted([id(worker) for worker in engine.workers] * (tiny_moe.inventory.layers + 1))
+
+
+@pytest.mark.parametrize(("count", "most", "sizes"), [(9, 4, [3, 3, 3]), (19, 9, [7, 6, 6]), (5, 8, [5]), (1, 4, [1])])
+def test_positions_of_a_row_are_split_evenly(count: int, most: int, sizes: list[int]) -> None:
+    parts = even_parts(count, most)
+    assert [len(part) for part in parts] == sizes
+    assert torch.cat(parts).tolist() == list(range(count))
 
 
 def test_a_row_that_does_not_fit_is_told() -> None:
@@ -262,7 +339,7 @@ def test_little_memory_brings_tensors_to_the_device_choice_by_choice(
         hold(worker, tensors, placed=placed)
 
     monkeypatch.setattr(Worker, "hold", noted)
-    assert engine_on(tiny_moe, vram_bytes=900_000).score(some_mixes(tiny_moe), TOKENS) == scores
+    assert engine_on(tiny_moe, vram_bytes=LITTLE_VRAM).score(some_mixes(tiny_moe), TOKENS) == scores
     assert False in placed
 
 
@@ -298,6 +375,18 @@ def test_a_quant_without_a_linear_names_it(tiny_moe: TinyModel, tmp_path: Path) 
     quants = {"2": edited(tmp_path / "2", tiny_moe.quants["2"], **{name: None})}
     with pytest.raises(MissingTensorError, match=r"model\.layers\.1\.self_attn\.q_proj"):
         engine_on(tiny_moe, quants=quants).score([mix_of(tiny_moe, "2")], TOKENS)
+
+
+@pytest.mark.parametrize("changed", [("0.mlp.gate", "0.mlp.up"), ("1.shared.gate", "1.shared.up"), ("1.experts.down",)])
+def test_a_layer_may_be_quantized_in_part(
+    tiny_moe: TinyModel, capfd: pytest.CaptureFixture[str], changed: tuple[str, ...]
+) -> None:
+    mix = mix_of(tiny_moe, REFERENCE, **dict.fromkeys(changed, "2"))
+    assert {*changed} < mix.choices.keys()
+    (score,) = engine_on(tiny_moe).score([mix], TOKENS)
+    assert 0 < sum(score.kl_ref_mix) < 5 * 12
+    # exllamav3 would warn where `--json` writes.
+    assert capfd.readouterr().out == ""
 
 
 def test_a_linear_that_a_quant_stores_unquantized_is_read(tiny_moe: TinyModel, tmp_path: Path) -> None:

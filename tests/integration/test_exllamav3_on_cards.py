@@ -14,7 +14,7 @@ from exltune.engines.exllamav3.scoring import Limits
 from exltune.engines.exllamav3.states import StatePool
 from exltune.schema.mix import CACHE_K, CACHE_V, REFERENCE, Mix
 from exltune.schema.score import Score
-from exltune.testing.tiny_models import VOCAB, TinyModel
+from exltune.testing.tiny_models import CONFIGS, VOCAB, TinyModel, make_tiny_model
 from tests.standin.hook import install, native
 from tests.standin.pretend import can_pretend, cards
 from tests.standin.pretend.cuda import Cards
@@ -91,17 +91,23 @@ def test_two_cards_share_the_rows(tiny_moe: TinyModel, scores: list[Score], two_
 def test_little_memory_brings_tensors_to_the_card_choice_by_choice(
     tiny_moe: TinyModel, scores: list[Score], two_cards: Cards
 ) -> None:
-    engine = ExllamaEngine(tiny_moe.path, tiny_moe.quants, devices=[0], vram_bytes=900_000)
+    engine = ExllamaEngine(tiny_moe.path, tiny_moe.quants, devices=[0], vram_bytes=1_450_000)
     assert engine.score(some_mixes(tiny_moe)[:3], TOKENS) == scores[:3]
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A model whose keys and values are 64 wide, for which exllamav3's own bundle of the two has no kernel."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return make_tiny_model(tmp_path_factory.mktemp("narrow"), {**CONFIGS["glm4moe"], **heads})
+
+
 @pytest.mark.parametrize("tokens", [TOKENS[:1, :7], TOKENS[:2, :10]], ids=["7", "20"])
-def test_few_tokens_take_the_bundled_kernels(tiny_moe: TinyModel, on_cpu: ExllamaEngine, tokens: torch.Tensor) -> None:
-    """Keys and values of the tiny models are 64 wide, for which exllamav3's own bundle has no kernel."""
-    expected = on_cpu.score(some_mixes(tiny_moe)[:3], tokens)
+def test_few_tokens_take_the_bundled_kernels(narrow: TinyModel, tokens: torch.Tensor) -> None:
+    expected = ExllamaEngine(narrow.path, narrow.quants, devices=[CPU]).score(some_mixes(narrow)[:3], tokens)
     with cards(2):
-        engine = ExllamaEngine(tiny_moe.path, tiny_moe.quants, devices=[1])
-        alike(engine.score(some_mixes(tiny_moe)[:3], tokens), expected)
+        engine = ExllamaEngine(narrow.path, narrow.quants, devices=[1])
+        alike(engine.score(some_mixes(narrow)[:3], tokens), expected)
 
 
 def test_hessians_are_those_of_a_cpu(tiny_moe: TinyModel, captures: list[LayerCapture], two_cards: Cards) -> None:

@@ -299,11 +299,12 @@ def test_hessians_are_the_same_bits_whatever_is_wanted(tiny_moe: TinyModel) -> N
     assert all(matrix.equal(everything[key]) for key, matrix in some.items())
 
 
-def test_quantize_works_on_the_reference_weight(tiny_moe: TinyModel) -> None:
-    engine = ReferenceEngine(tiny_moe.path, {})
+def test_quantize_works_on_the_reference_weight(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path, CONFIGS["qwen2"])
+    engine = ReferenceEngine(model.path, {})
     key = "model.layers.0.self_attn.k_proj"  # 128 x 64: padded to 128
     linear, stats = engine.quantize(key, None, 4, "mul1", key)
-    weight = load_file(tiny_moe.path / "model.safetensors")[f"{key}.weight"].float()
+    weight = load_file(model.path / "model.safetensors")[f"{key}.weight"].float()
     error = (linear.dequantize()[:, :64].T - weight).norm() / weight.norm()
     assert error == pytest.approx(stats.rfn, rel=1e-3)
     assert error < 0.1

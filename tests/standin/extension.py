@@ -166,6 +166,11 @@ class BC_LinearEXL3:
         self._rate, self._mcg, self._mul1 = rate, mcg, mul1
         self._weight: Tensor | None = None
 
+    @property
+    def width(self) -> int:
+        """Columns of the output."""
+        return int(self._svh.shape[0])
+
     def run_alloc(self, x: Tensor, out_features: int, fp32: bool) -> Tensor:
         """x (..., in) fp16 to (..., out)."""
         if self._weight is None:
@@ -184,6 +189,21 @@ class BC_LinearFP16:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
+
+
+class BC_GatedMLP:
+    """The bound class behind GatedMLP for up to 8 tokens, gate and up not fused; like pybind11 it takes EXL3 alone."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._gate, self._up, self._down, self._limit = arguments[-4:]
+        if not all(isinstance(linear, BC_LinearEXL3) for linear in (self._gate, self._up, self._down)):
+            raise TypeError("__init__(): incompatible constructor arguments")
+
+    def run_bszN(self, x: Tensor, out: Tensor) -> None:
+        """x (1, n, in) fp16 to out (1, n, out)."""
+        gate, up = (linear.run_alloc(x, linear.width, False) for linear in (self._gate, self._up))
+        silu_mul(gate, up, up, self._limit)
+        out.copy_(self._down.run_alloc(up, out.shape[-1], out.dtype == torch.float))
 
 
 # Norms, rope, activation

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from exllamav3.conversion import convert_model
 from exllamav3.loader.safetensors import SafetensorsCollection
-from exllamav3.modules import block_sparse_mlp, linear, mlp
+from exllamav3.modules import block_sparse_mlp, linear
 from exllamav3.modules.attention_fn import dispatch
 from exllamav3.modules.attention_fn.torch import fn_torch_sdpa_fallback_nocache
 from exllamav3.modules.quant.exl3_lib import hessian_packed, quantize
@@ -25,7 +25,6 @@ _ORIGINALS: dict[tuple[Any, str], Any] = {}
 _FOR_CARDS = (
     (SafetensorsCollection, "__init__"),
     (block_sparse_mlp.BlockSparseMLP, "load"),
-    (mlp.GatedMLP, "load_local"),
     (quantize, "block_ldl"),
     (quantize, "_WeightStager"),
     (convert_model, "make_quant_args"),
@@ -80,11 +79,12 @@ def _route_and_run_experts_one_by_one() -> None:
 
     def load_with_routing(self: Any, device: torch.device, **kwargs: Any) -> None:
         load(self, device, **kwargs)
-        self.load_routing(**kwargs)  # exllamav3 loads it on CUDA alone
+        # exllamav3 does both on CUDA alone. Fused kernels, which it binds to experts that are EXL3, are not here.
+        if any(linear.quant_type != "exl3" for linear in (*self.gates, *self.ups, *self.downs)):
+            self.load_local(**kwargs)
+        self.load_routing(**kwargs)
 
     _replace(block_sparse_mlp.BlockSparseMLP, "load", load_with_routing)
-    # The graph for few rows is bound on any device; without it gate, up and down run as three linears.
-    _replace(mlp.GatedMLP, "load_local", lambda self, device, load_slice, **kwargs: None)
 
 
 class _TorchNamingCards(types.ModuleType):

@@ -29,6 +29,9 @@ def run(arguments: Sequence[str], log: str) -> None:
 def _convert(arguments: Sequence[str]) -> None:
     from exllamav3.conversion import convert_model
 
+    from exltune.engines.exllamav3.mends import mend
+
+    mend()
     prepared, state, ready, problem = convert_model.prepare(convert_model.parser.parse_args(list(arguments)))
     if not ready:
         raise ValueError(problem)

@@ -15,6 +15,7 @@ from torch import Tensor
 from exltune.engines.base import MIN_EXPERT_TOKENS, ConvertJob, LayerCapture, Progress, ScoreStats
 from exltune.engines.checks import check_mix, check_tokens
 from exltune.engines.exllamav3.capture import CapturePass
+from exltune.engines.exllamav3.chunks import out_of_memory
 from exltune.engines.exllamav3.converter import convert
 from exltune.engines.exllamav3.fits import hold_to
 from exltune.engines.exllamav3.references import ReferenceRows
@@ -185,10 +186,18 @@ def unheeded_window(config: Mapping[str, Any]) -> int | None:
 
 @contextmanager
 def _lost_devices() -> Iterator[None]:
-    """A device that failed fails for good, and for the whole process: that is said instead of a trace."""
+    """A device that failed fails for good, and for the whole process: that is said instead of a trace.
+
+    One that is full while a layer is loaded, where no smaller chunks help, is told too.
+    """
     try:
         yield
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise EngineError(
+                f"a CUDA device has too little memory for a layer ({str(error).splitlines()[0]})",
+                fix="Free memory of the device, or give more of it (`max_vram`)",
+            ) from error
         if "CUDA error" not in str(error):
             raise
         raise EngineError(

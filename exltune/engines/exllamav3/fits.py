@@ -34,21 +34,26 @@ class Fits:
             return
         for layer, edges in enumerate(self.tree.layers):
             self._refuse(f"layer {layer}", self.least(layer, edges), bytes_)
-        self._refuse("the head", self._unquantized(None) + self._heads() + self._working(None), bytes_)
+        plain = self._unquantized(None)
+        self._refuse("the head", plain + self._heads() + max(plain, self._working(None)), bytes_)
 
     def all_at_once(self, layer: int, bytes_: int | None) -> bool:
         """Whether every stored tensor of a layer may lie on the device from the layer's beginning to its end."""
         edges = self.tree.layers[layer]
-        held = sum(self.shelf.nbytes(pair) for pair in self._stored(layer, edges))
-        return bytes_ is None or self._plain(layer, edges) + held + self._working(layer) <= bytes_
+        held, plain = sum(self.shelf.nbytes(pair) for pair in self._stored(layer, edges)), self._plain(layer, edges)
+        return bytes_ is None or held + plain + max(plain, self._working(layer)) <= bytes_
 
     def least(self, layer: int, edges: Sequence[Edge]) -> int:
         """Bytes with the tensors of one choice at a time."""
         heaviest = max(sum(self.shelf.nbytes(pair) for pair in self._stored(layer, [edge])) for edge in edges)
-        return self._plain(layer, edges) + heaviest + self._working(layer)
+        plain = self._plain(layer, edges)
+        return plain + max(plain, heaviest + self._working(layer))
 
     def _plain(self, layer: int, edges: Iterable[Edge]) -> int:
-        """The layer unquantized, if some choice needs any of it."""
+        """The layer unquantized, if some choice needs any of it; while it is loaded, exllamav3 holds it twice.
+
+        Source: exllamav3 1.6.5, loader/safetensors.py get_tensor ("defer", transpose), end_deferred_load.
+        """
         return self._unquantized(layer) if any(REFERENCE in edge.choice.weights for edge in edges) else 0
 
     def _stored(self, layer: int, edges: Iterable[Edge]) -> set[GroupChoice]:
@@ -81,10 +86,12 @@ class Fits:
 
 
 def device_bytes(device: torch.device, limit: int | None) -> int | None:
-    """Bytes that a device may give: free ones, within the limit; None for a CPU without one."""
+    """Bytes that a device may give: free ones, within the limit; None for a CPU without one.
+
+    What torch keeps of it for itself, from an earlier call, is free too.
+    """
     if device.type != "cuda":
         return limit
-    # What torch keeps from earlier calls is free for this one.
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = int(torch.cuda.mem_get_info(device)[0]) + kept
     return free if limit is None else min(free, limit)

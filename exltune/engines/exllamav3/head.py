@@ -30,9 +30,18 @@ def row_sums(
     sums = []
     with worker.norms():
         for row in rows:
-            parts = torch.arange(tokens.shape[1] - 1).split(positions)
+            parts = even_parts(tokens.shape[1] - 1, positions)
             sums.append(torch.stack([_compare(worker, states, leaves, tokens, row, at) for at in parts]).sum(0))
     return torch.stack(sums, dim=-1) if sums else torch.zeros(len(leaves), 8, 0, dtype=torch.float64)
+
+
+def even_parts(count: int, most: int) -> tuple[Tensor, ...]:
+    """0, 1, ..., count - 1 in parts of nearly one size, `most` at most: a last part of one or two positions would be
+    multiplied with activations in int8, as exllamav3 does it for single tokens.
+
+    Source: exllamav3 1.6.5, exllamav3_ext/quant/exl3_gemv_int8.cu exl3_gemv_int8 (mode 2).
+    """
+    return torch.arange(count).tensor_split(-(-count // most))
 
 
 @torch.inference_mode()

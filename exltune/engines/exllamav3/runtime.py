@@ -12,6 +12,7 @@ from types import ModuleType
 
 import torch
 
+from exltune.engines.exllamav3.mends import mend
 from exltune.errors import EngineError
 from exltune.requirements import required
 
@@ -70,6 +71,7 @@ def import_exllamav3() -> ModuleType:
     if not hasattr(extension, "exllamav3_ext"):
         raise EngineError("exllamav3 has no extension", fix=_BUILD)
     _log_what_it_prints()
+    mend()
     return module
 
 

@@ -130,12 +130,13 @@ class ScorePass:
 
         def share(number: int) -> float:
             worker = self.workers[number]
-            worker.hold(stored, placed=fits.all_at_once(layer, worker.bytes_))
-            try:
-                run = _LayerRun(worker, layer, self.group_ids[layer], self.shelf, step, tokens)
-                return run.run(batches[number :: len(self.workers)], ticker.add)
-            finally:
-                worker.hold({})
+            with worker.current():
+                worker.hold(stored, placed=fits.all_at_once(layer, worker.bytes_))
+                try:
+                    run = _LayerRun(worker, layer, self.group_ids[layer], self.shelf, step, tokens)
+                    return run.run(batches[number :: len(self.workers)], ticker.add)
+                finally:
+                    worker.hold({})
 
         start = perf_counter()
         loading = max(_in_parallel(share, range(len(self.workers))))
@@ -161,14 +162,15 @@ class ScorePass:
 
         def share(number: int) -> Tensor:
             worker = self.workers[number]
-            worker.hold(stored)
-            with worker.loaded(worker.head, {}):
-                worker.check_finite(worker.head)
-                worker.hold_reference(worker.head, [id_], self.shelf)
-            try:
-                return row_sums(worker, states, leaves, tokens, shares[number], positions)
-            finally:
-                worker.hold({})
+            with worker.current():
+                worker.hold(stored)
+                try:
+                    with worker.loaded(worker.head, {}):
+                        worker.check_finite(worker.head)
+                        worker.hold_reference(worker.head, [id_], self.shelf)
+                    return row_sums(worker, states, leaves, tokens, shares[number], positions)
+                finally:
+                    worker.hold({})
 
         sums = torch.zeros(len(leaves), 8, len(tokens), dtype=torch.float64)
         for rows, found in zip(shares, _in_parallel(share, range(count)), strict=True):

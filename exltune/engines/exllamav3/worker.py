@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -58,6 +58,10 @@ class Worker:
         """The most memory that torch ever took of the device in this process; 0 on a CPU."""
         return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else 0
 
+    def current(self) -> AbstractContextManager[object]:
+        """The device is the thread's current one meanwhile, for kernels that ask for it instead of their tensors'."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     @torch.inference_mode()
     def embed(self, ids: Tensor) -> Iterator[Tensor]:
         """(rows, T) ids -> the first layer's inputs (1, T, hidden), row by row, in main memory."""
@@ -72,25 +76,26 @@ class Worker:
         collection = self._config.stc
         from_disk = not tensors and module.can_defer_load()
         if from_disk:
-            collection.begin_deferred_load()
+            # Blocks of 128 MiB that many tensors share would outlive the module, up to eight of them, and one kept
+            # weight would hold a whole layer.
+            collection.begin_deferred_load(arena=False)
         collection.set_new_tensors(tensors)
         hidden = self._hide(tensors)
         try:
-            module.load(self._home(module))
-            if from_disk:
-                collection.end_deferred_load()
-        finally:
-            collection.tensor_file_map.update(hidden)
-            collection.set_new_tensors(None)
-            if collection.deferred_mode:
-                collection.abort_deferred_load()
-        _unbundle(module)
-        try:
+            try:
+                module.load(self._home(module))
+                if from_disk:
+                    collection.end_deferred_load()
+            finally:
+                collection.tensor_file_map.update(hidden)
+                collection.set_new_tensors(None)
+                if collection.deferred_mode:
+                    collection.abort_deferred_load()
+            _unbundle(module)
             yield
         finally:
+            # Also where the device was full before all of it was loaded.
             module.unload()
-            # Blocks of 128 MiB that are partly used would stay on the device, up to eight of them.
-            collection.release_arena()
             collection.close()
 
     def hold(self, tensors: Mapping[GroupChoice, Stored], *, placed: bool = True) -> None:

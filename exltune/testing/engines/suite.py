@@ -91,6 +91,10 @@ class EngineSuite:
             assert int((errors > tolerance).sum()) <= self.stray_rows
             assert float(errors.max()) <= (_STRAY if self.stray_rows else tolerance)
 
+    def assert_sums(self, found: Tensor, expected: Tensor) -> None:
+        """A Hessian agrees with the sum over inputs, element by element."""
+        torch.testing.assert_close(found, expected, rtol=self.hessian_rtol, atol=self.hessian_atol)
+
     def assert_close_but_for_steps(self, found: Tensor, expected: Tensor) -> None:
         """Two fields per token (rows,) agree, in most rows as if nothing had been rounded."""
         error = (found - expected).abs()
