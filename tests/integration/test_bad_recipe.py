@@ -13,6 +13,11 @@ RECIPES = {
     "gate and up of experts": ({"tensors": dict.fromkeys(UPS, 4)}, 5, ("1.experts.gate_up", "3 and 4", "gate and up")),
     "bits without a quant": ({"tensors": {"model.layers.0.mlp.up_proj": 5}}, 5, ("5 bits", "2, 3, 4")),
     "unquantized without a model": ({"tensors": {"model.layers.0.mlp.up_proj": 16}}, 5, ("16", "--model")),
+    "unquantized down alone": (
+        {"tensors": {"model.layers.0.mlp.down_proj": 16}},
+        5,
+        ("model.layers.0.mlp.down_proj stays unquantized", "gate or up at 16"),
+    ),
     "no number": ({"tensors": {"model.layers.0.mlp.up_proj": "three"}}, 5, ("model.layers.0.mlp.up_proj",)),
     "head without a quant": ({"head_bits": 8}, 6, ("8 bits", "only 6")),
 }

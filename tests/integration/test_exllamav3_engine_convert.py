@@ -107,12 +107,12 @@ def test_a_recipe_is_quantized_anew(
 ) -> None:
     monkeypatch.setattr("exltune.engines.exllamav3.engine.named_devices", lambda _numbers: exllamav3_devices()[:1])
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text('head_bits: 4\ntarget_bpw: 2.3\ntensors: {"*": 2, "*.o_proj": 3, "*.down_proj": 16}')
+    recipe.write_text('head_bits: 4\ntarget_bpw: 2.3\ntensors: {"*": 2, "*.down_proj": 3, "*.o_proj": 16}')
     out = tmp_path / "mix"
     succeed("build", recipe, "--requantize", "--model", llama, "--out", out, "--engine", engine, *data)
     inventory, quant = load_inventory(llama), QuantDir(out)
     bits = {group.id: {quant.bits(key) for key in group.tensors} for group in (*inventory.groups, inventory.head)}
-    expected = {"0.attn.o": 3.0, "0.mlp.down": 16.0, "head": 4.0}
+    expected = {"0.attn.o": 16.0, "0.mlp.down": 3.0, "head": 4.0}
     assert bits == {id_: {expected.get(id_, 2.0)} for id_ in bits}
     mix = {id_: found.pop() for id_, found in bits.items()}
     assert directory_size(inventory, quant) == SizeModel(inventory, "mul1").mix_size(mix)
