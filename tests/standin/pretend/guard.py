@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+#: The torch whose table and functions these are; in another one, memory would be written to that means something else.
+TORCH = "2.13."
 _CUDA, _META, _TYPES = 1, 14, 21
 _TABLE = "_ZN3c104impl26device_guard_impl_registryE"
 #: Virtual functions, of which the first is type and the third getDevice.

@@ -12,11 +12,12 @@ from torch.utils import _device
 
 from tests.standin.pretend import factories, kernels, loader
 from tests.standin.pretend.cuda import Cards
+from tests.standin.pretend.guard import TORCH
 
 
 def can_pretend() -> bool:
-    """Whether torch is one without CUDA, the kernels of which would be in the way."""
-    return torch.version.cuda is None and torch.version.hip is None
+    """Whether torch is without CUDA, whose kernels would be in the way, and its guards are as guard.py says."""
+    return torch.version.cuda is None and torch.version.hip is None and torch.__version__.startswith(TORCH)
 
 
 @contextmanager
