@@ -39,6 +39,8 @@ from exltune.schema.mix import Choice, Mix
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = (2.0, 3.0, 4.0)
+#: Tokens in a page of the cache.
+_PAGE = 256
 Result = dict[str, Any]
 
 
@@ -169,7 +171,7 @@ def _told(stats: ScoreStats, reading: float) -> Result:
 
 
 def serving(work: Path, quants: Mapping[Choice, Path], device: torch.device, prompt: int) -> Result:
-    """Prefill of `prompt` tokens and decode of one token without context, of quants of the same bytes."""
+    """Prefill of `prompt` tokens and decode of the token behind them, of quants of the same bytes."""
     inventory = load_inventory(quants["3"])
     layouts = {"mixed_fused": by_layer(inventory), "mixed_unfused": by_half(inventory)}
     places = {"uniform": quants["3"]}
@@ -215,9 +217,13 @@ def _budgeted(inventory: Inventory) -> list[Any]:
 def _served(path: Path, inventory: Inventory, device: torch.device, prompt: int) -> Result:
     exllamav3 = import_exllamav3()
     model = exllamav3.Model.from_config(exllamav3.Config.from_directory(str(path)))
+    context = -(-(prompt + 1) // _PAGE) * _PAGE
+    cache = exllamav3.Cache(model, max_num_tokens=context, max_batch_size=1)
     model.load(device, progressbar=False)
     try:
-        prefill, decode = (_seconds(model, inventory, device, count) for count in (prompt, 1))
+        params = {"attn_mode": "flash_attn", "cache": cache, "batch_shape": (1, context), "last_tokens_only": 1}
+        prefill = _seconds(model, inventory, device, prompt, {**params, "past_len": 0})
+        decode = _seconds(model, inventory, device, 1, {**params, "past_len": prompt}, repeats=30)
     finally:
         model.unload()
     size = sum(QuantDir(path).nbytes(spec.key) for spec in _budgeted(inventory))
@@ -225,17 +231,24 @@ def _served(path: Path, inventory: Inventory, device: torch.device, prompt: int)
 
 
 @torch.inference_mode()
-def _seconds(model: Any, inventory: Inventory, device: torch.device, count: int, repeats: int = 7) -> float:
-    """Median of a forward of `count` tokens, after two that are not counted."""
+def _seconds(
+    model: Any,
+    inventory: Inventory,
+    device: torch.device,
+    count: int,
+    params: Mapping[str, Any],
+    repeats: int = 7,
+) -> float:
+    """Median of a forward of `count` tokens, after the first ones, in which kernels are tuned and graphs captured."""
     ids = torch.randint(0, inventory.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))
     found = []
     for _ in range(repeats):
         start = perf_counter()
-        model.forward(ids, {"attn_mode": "flash_attn_nc"})
+        model.forward(ids, dict(params))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         found.append(perf_counter() - start)
-    return median(found[2:])
+    return median(found[2 + repeats // 10 :])
 
 
 if __name__ == "__main__":

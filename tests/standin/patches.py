@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
 from exllamav3.conversion import convert_model
 from exllamav3.loader.safetensors import SafetensorsCollection
-from exllamav3.modules import block_sparse_mlp, linear
+from exllamav3.modules import attn, block_sparse_mlp, linear
 from exllamav3.modules.attention_fn import dispatch
-from exllamav3.modules.attention_fn.torch import fn_torch_sdpa_fallback_nocache
+from exllamav3.modules.attention_fn import torch as attention
 from exllamav3.modules.quant.exl3_lib import hessian_packed, quantize
 from torch import Tensor
 
@@ -71,7 +71,20 @@ def _read_tensors_in_python() -> None:
 
 
 def _attend_in_torch() -> None:
-    dispatch.attn_fns[:] = [fn_torch_sdpa_fallback_nocache]
+    dispatch.attn_fns[:] = [attention.fn_torch_sdpa_fallback_nocache, _attend_to_pages]
+    # The graph of a decode step is not here; what card it would be on, and that torch is slow, is not asked or told.
+    attn._bc_attn_enable = False
+    attention.sdpa_prefill = lambda device: False
+    attention.has_warned_sdpa_fallback = True
+
+
+def _attend_to_pages(args: Any) -> Tensor | None:
+    """Attention with an fp16 cache in pages, which exllamav3 has in torch for large heads alone."""
+    if not args.has_kv_cache():
+        return None
+    given = (args.q, args.k, args.v, args.k_cache, args.v_cache, args.block_table, args.cache_seqlens)
+    found = attention._torch_bighead_fallback(*given, causal=args.causal, softmax_scale=args.sm_scale)
+    return cast("Tensor", found)
 
 
 def _route_and_run_experts_one_by_one() -> None:
