@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,7 +53,7 @@ class Kit:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Raises: FileNotFoundError where the folder is no kit."""
-        values = json.loads((folder / NOTE).read_text())
+        values = json.loads((folder / NOTE).read_text())["made_of"]
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     @property
@@ -82,9 +84,9 @@ def prepare(folder: Path, kit: Kit, tell: Callable[[str], None], box: Box | None
     Raises: CalledProcessError, RuntimeError with the last lines of what failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    note = json.loads(json.dumps(asdict(kit)))
-    if (folder / NOTE).is_file() and json.loads((folder / NOTE).read_text()) != note:
-        raise RuntimeError(f"{folder} holds a kit of other settings: remove it, or name another folder")
+    note = {"made_of": json.loads(json.dumps(asdict(kit))), "made_by": _made_by()}
+    if (folder / NOTE).is_file():
+        _check(folder, json.loads((folder / NOTE).read_text()), note, tell)
     (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
     parts: list[tuple[str, Callable[[], None]]] = [
         (QUANTS, lambda: _make_quants(folder, kit)),
@@ -101,6 +103,25 @@ def prepare(folder: Path, kit: Kit, tell: Callable[[str], None], box: Box | None
         tell(f"{name}: {_bytes(folder / name) / 2**20:.1f} MiB")
     total = _bytes(folder)
     tell(f"{folder}: {total / 2**20:.1f} MiB{'' if total <= CARRIED_BYTES else ', more than the device tool carries'}")
+
+
+def _made_by() -> dict[str, str]:
+    """Versions that decide what a kit holds."""
+    from exltune.store.identity import scoring_versions
+
+    return {"scores": scoring_versions("reference"), "exllamav3": version("exllamav3")}
+
+
+def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    """Throw away the parts that other versions have made. Raises: RuntimeError for a kit of other settings."""
+    if before["made_of"] != now["made_of"]:
+        raise RuntimeError(f"{folder} holds a kit of other settings: remove it, or name another folder")
+    stale = {"scores": (QUANTS, SCORES, TILES), "exllamav3": (WHEELS, EXTENSION)}
+    for what, parts in stale.items():
+        if before["made_by"][what] != now["made_by"][what]:
+            tell(f"{', '.join(parts)}: made by {before['made_by'][what]}, made again by {now['made_by'][what]}")
+            for path in (folder / part for part in parts):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _version_of(python: Path) -> str:

@@ -22,8 +22,9 @@ import sys
 from pathlib import Path
 from parity.kit import Kit, prepare
 sizes = {"rows": 32, "row_length": 32, "scored_rows": 4, "tiles": 1, "tile_bits": (3,)}
+kit, folder = Kit(model=sys.argv[2], widths=(2.0, 3.0), **sizes), Path(sys.argv[1])
 for _ in range(2):
-    prepare(Path(sys.argv[1]), Kit(model=sys.argv[2], widths=(2.0, 3.0), **sizes), print)
+    prepare(folder, kit, print)
     print("again")
 """
 

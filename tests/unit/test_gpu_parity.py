@@ -298,6 +298,23 @@ def test_scores_of_both_engines_are_paired_by_row(load: Callable[[str], Any]) ->
     assert not scores.compared(Score(**score(0.2, 0.4)), Score(**score(0.21, 0.41)))["within"]
 
 
+def test_parts_of_a_kit_that_other_versions_made_are_made_again(load: Callable[[str], Any], tmp_path: Path) -> None:
+    kit, told = load("parity.kit"), []
+    (tmp_path / kit.QUANTS).mkdir()
+    for name in (kit.SCORES, kit.EXTENSION):
+        (tmp_path / name).touch()
+    before = {"made_of": {"rows": 1}, "made_by": {"scores": "score.reference 1", "exllamav3": "1.6.5"}}
+    kit._check(tmp_path, before, before, told.append)
+    assert not told
+    now = {**before, "made_by": {"scores": "score.reference 2", "exllamav3": "1.6.5"}}
+    kit._check(tmp_path, before, now, told.append)
+    assert "made by score.reference 1, made again by score.reference 2" in told[0]
+    # Compiling takes an hour: what no other version decides is kept.
+    assert [path.name for path in tmp_path.iterdir()] == [kit.EXTENSION]
+    with pytest.raises(RuntimeError, match="a kit of other settings: remove it"):
+        kit._check(tmp_path, before, {**before, "made_of": {"rows": 2}}, told.append)
+
+
 def test_the_kit_says_what_it_lacks(load: Callable[[str], Any], tmp_path: Path) -> None:
     task = load("parity.take").Task(tmp_path, None, tmp_path / "answer.json", time.monotonic(), True)
     with pytest.raises(FileNotFoundError, match=r"the kit has no scores\.json: make one with gpu_parity\.py --prepare"):

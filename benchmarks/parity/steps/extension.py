@@ -12,6 +12,7 @@ from exltune.engines.exllamav3.runtime import import_exllamav3
 from parity import extension
 from parity.take import Task
 
+_CHECK_SECONDS = 40
 #: exllamav3 with its extension, and one of its kernels on the card.
 _CHECK = "from parity.steps.extension import check; check('cuda:0')"
 
@@ -21,16 +22,22 @@ def take(task: Task) -> dict[str, Any]:
         return {"carried": False, "refused": None, "hadamard_error": check("cpu")}
     library, refused = task.work / "site" / extension.NAME, None
     carried = library.is_file()
-    if carried:
-        # In a process of its own: a library that does not fit may end it.
-        done = subprocess.run([sys.executable, "-c", _CHECK], capture_output=True, text=True, check=False)
-        if done.returncode:
-            refused = f"ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}"
-            library.unlink()
-            task.keep({"carried": False, "refused": refused})
+    if carried and (refused := _refused()) is not None:
+        library.unlink()
+        task.keep({"carried": False, "refused": refused})
     if refused is not None or not carried:
         extension.wait_for_build(task.work, task.end - 15)
     return {"carried": carried and refused is None, "refused": refused, "hadamard_error": check("cuda:0")}
+
+
+def _refused() -> str | None:
+    """Why the carried library is of no use here; tried in a process of its own, which it may end or hang."""
+    words = [sys.executable, "-c", _CHECK]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_CHECK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"its first kernel had not run after {_CHECK_SECONDS} s"
+    return f"ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}" if done.returncode else None
 
 
 def check(device: str) -> float:
