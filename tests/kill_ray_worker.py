@@ -22,8 +22,9 @@ def main() -> None:
 
 
 def arm(number: int) -> None:
-    """Let a worker die by SIGKILL when the store is written to for the `number`th time."""
+    """Let a worker die by SIGKILL when the store is written to for the `number`th time, or the next while one works."""
     clusters: list[Cluster] = []
+    killed: list[int] = []
     enter, add, left = Cluster.__enter__, ProbeStore.add, number
 
     def entered(cluster: Cluster) -> Cluster:
@@ -33,10 +34,11 @@ def arm(number: int) -> None:
     def deadly(*args: Any, **kwargs: Any) -> None:
         nonlocal left
         left -= 1
-        if left == 0:
-            busy = [worker for worker in clusters[0]._workers.values() if worker.task is not None]
-            assert busy[0].place is not None
-            os.kill(busy[0].place.pid, signal.SIGKILL)
+        busy = [worker for worker in clusters[0]._workers.values() if worker.task is not None and worker.place]
+        # Workers may all be idle for a moment: then the next write tells.
+        if left <= 0 and busy and not killed:
+            killed.append(busy[0].place.pid)
+            os.kill(killed[0], signal.SIGKILL)
         add(*args, **kwargs)
 
     Cluster.__enter__ = entered  # type: ignore[method-assign]

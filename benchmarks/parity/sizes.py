@@ -63,7 +63,7 @@ def _dry() -> Sizes:
         mixes=3,
         tokens=(2, 16),
         prompt=32,
-        rate={**tiny, "num_hidden_layers": 1},
+        rate={**tiny, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128},
         rate_tokens=(2, 32),
         contexts=(512,),
         chunk=64,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import fail, largest_file, succeed
-from real_models import LLAMA, write_model
+from real_models import GLM4_MOE, LLAMA, write_model
 
 from exltune.budget import SizeModel, directory_size
 from exltune.engines.base import Converter, ConvertJob
@@ -39,13 +39,20 @@ def job_in(folder: Path, bits: float = 2, **changes: object) -> ConvertJob:
     return ConvertJob(**(settings | changes))
 
 
+@pytest.fixture(scope="module")
+def small_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one sparse layer; read only."""
+    sparse = GLM4_MOE | {"num_hidden_layers": 1, "first_k_dense_replace": 0, "n_routed_experts": 2}
+    return write_model(tmp_path_factory.mktemp("models") / "glm", "Glm4Moe", sparse)
+
+
 def test_base_quants_are_made_by_the_converter(
-    moe_model: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_moe: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("exltune.engines.exllamav3.engine.named_devices", lambda _numbers: exllamav3_devices()[:1])
     words = [
         "quantize",
-        moe_model,
+        small_moe,
         "--out",
         tmp_path,
         "--bits",
@@ -57,13 +64,13 @@ def test_base_quants_are_made_by_the_converter(
         *data,
     ]
     succeed(*words)
-    (found,) = find_base_quants(tmp_path, moe_model)
+    (found,) = find_base_quants(tmp_path, small_moe)
     assert (found.bits, found.head_bits, found.codebook) == (2.0, 4.0, "mul1")
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["2bpw_H4"]
     assert list(tmp_path.glob(".exltune/*")) == []
     succeed(*words)  # Nothing is left to do.
-    assert isinstance(ExllamaEngine(moe_model, {}, devices=exllamav3_devices()[:1]), Converter)
-    engine = ExllamaEngine(moe_model, {"2": found.path}, devices=exllamav3_devices()[:1])
+    assert isinstance(ExllamaEngine(small_moe, {}, devices=exllamav3_devices()[:1]), Converter)
+    engine = ExllamaEngine(small_moe, {"2": found.path}, devices=exllamav3_devices()[:1])
     ids = [group.id for group in (*engine.inventory.groups, engine.inventory.head)]
     (score,) = engine.score([Mix(name="2", choices=dict.fromkeys(ids, "2"))], TOKENS)
     assert 0.001 < sum(score.kl_ref_mix) / TOKENS.numel() < 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,20 +118,23 @@ def test_a_score_does_not_depend_on_the_mixes_beside_it(tiny_moe: TinyModel, exp
 
 
 @pytest.mark.parametrize("rows", [3, 7, 20, 1000])
-def test_states_stay_within_their_memory(tiny_moe: TinyModel, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_stay_within_their_memory(tiny_moe: TinyModel, rows: int, held: list[int]) -> None:
     mixes = some_mixes(tiny_moe)
     engine = ReferenceEngine(tiny_moe.path, tiny_moe.quants, state_bytes=ROW * rows)
-    held = watch_tensors(monkeypatch)
     engine.score(mixes, TOKENS)
     assert 0 < max(held) == engine.stats.state_bytes <= ROW * rows
     peak = peak_states(build_tree(mixes, tiny_moe.inventory).layers)
     assert engine.rows_at_once(mixes, TOKENS.shape[1]) == rows // peak
 
 
-def watch_tensors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Bytes of all states that the garbage collector knows of, as each layer begins."""
     held: list[int] = []
     batches = LayerStep.batches
+    # What other tests have left is no state, and is not looked through at every layer.
+    gc.collect()
+    gc.freeze()
 
     def counted(step: LayerStep, batch_rows: int) -> list[Batch]:
         gc.collect()
@@ -140,7 +144,8 @@ def watch_tensors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return batches(step, batch_rows)
 
     monkeypatch.setattr(LayerStep, "batches", counted)
-    return held
+    yield held
+    gc.unfreeze()
 
 
 def is_state(tensor: torch.Tensor) -> bool:

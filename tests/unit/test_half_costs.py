@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from exltune.exl3.codebooks import codebook_values
+from exltune.exl3.trellis import encode_tiles
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,8 @@ def test_states_are_those_of_the_recurrence(script: Any, bits: float) -> None:
 
 def test_a_comparison_counts_indices_and_distortion(script: Any) -> None:
     tiles = np.random.default_rng(3).standard_normal((2, 256), dtype=np.float32)
-    found = script.compared(tiles, script.encode_with_half_costs(tiles, 4), 4)
-    assert found["differ_from_emulated"] == 0
+    states, fp32 = script.encode_with_half_costs(tiles, 4), encode_tiles(tiles, 4, "mul1")
+    found = script.compared(tiles, states, fp32, states[:1])
+    assert (found["differ_from_emulated"], found["emulated_tiles"]) == (0, 1)
     assert 0 < found["differ_from_fp32"] < 1
     assert found["nmse_fp32"] <= found["nmse"] < 1.2 * found["nmse_fp32"]
