@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,13 +41,25 @@ def built_for(python: str | Path, site: Path) -> dict[str, str]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def cuda_home() -> Path | None:
+    """The toolkit of the nvcc on the PATH, which may be a script that starts another; torch looks beside it alone."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    done = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", done.stderr, re.MULTILINE)
+    return Path(top[1].strip()).resolve() if top else None
+
+
 def build_environment(python: str | Path, site: Path, folder: Path, architecture: str | None = None) -> dict[str, str]:
     """For a build in `folder` by `python`, whose exllamav3 lies in `site`; for the cards of this machine if None."""
     # A toolkit without libraries lacks their headers; PyTorch's own CUDA packages have them.
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     headers = sorted(Path(packages, "nvidia").glob("cu*/include"))
+    toolkit = os.environ.get("CUDA_HOME") or cuda_home()
     more = {
+        **({"CUDA_HOME": str(toolkit)} if toolkit else {}),
         "PYTHONPATH": str(site),
         "TORCH_EXTENSIONS_DIR": str(folder),
         "MAX_JOBS": str(os.cpu_count()),
@@ -110,7 +123,8 @@ def start_build(work: Path) -> None:
     if started.is_file():
         return
     folder, site = work / "torch_extensions", work / "site"
-    folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder, site):
+        path.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
     started.write_text(str(os.getpid()))
     code = (
@@ -125,12 +139,17 @@ def start_build(work: Path) -> None:
 
 
 def wait_for_build(work: Path, until: float) -> None:
-    """Wait for the build, at most until this moment of time.monotonic. Raises: RuntimeError where it is not done."""
+    """Wait for the build, at most until this moment of time.monotonic, and put what it made into the packages.
+
+    Raises: RuntimeError where it is not done.
+    """
     start_build(work)
     started, done, failed = (work / f"extension.{end}" for end in ("started", "done", "failed"))
     while not done.is_file() and not failed.is_file() and not _gone(started) and time.monotonic() < until:
         time.sleep(0.5)
     if done.is_file():
+        # Found there as a compiled one, it is not built anew where a flag or a path differs.
+        shutil.copy(work / "torch_extensions" / "exllamav3_ext" / NAME, work / "site")
         return
     if failed.is_file() or _gone(started):
         started.unlink()

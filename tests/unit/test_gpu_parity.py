@@ -243,6 +243,24 @@ def test_a_built_extension_is_carried_to_a_box_that_it_fits(load: Callable[[str]
     assert not (tmp_path / "other").exists()
 
 
+def test_the_toolkit_is_that_of_the_compiler_behind_a_script(
+    load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "bin" / "nvcc"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/sh\necho '#$ _SPACE_= ' >&2\necho '#$ TOP={tmp_path}/toolkit/bin/..' >&2\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    extension = load("parity.extension")
+    assert extension.cuda_home() == tmp_path / "toolkit"
+    environment = extension.build_environment(sys.executable, tmp_path / "site", tmp_path)
+    assert environment["CUDA_HOME"] == str(tmp_path / "toolkit")
+    assert "TORCH_CUDA_ARCH_LIST" not in environment, "exllamav3 asks the card for its own"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert extension.cuda_home() is None
+
+
 def test_a_build_that_fails_says_why(
     load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +272,18 @@ def test_a_build_that_fails_says_why(
         extension.wait_for_build(tmp_path, time.monotonic() + 120)
     assert time.monotonic() - start < 100
     assert not (tmp_path / "extension.started").exists()
+
+
+def test_a_build_that_is_done_is_found_by_all_that_follows(load: Callable[[str], Any], tmp_path: Path) -> None:
+    extension = load("parity.extension")
+    built = tmp_path / "torch_extensions" / "exllamav3_ext" / extension.NAME
+    for path in (built.parent, tmp_path / "site"):
+        path.mkdir(parents=True)
+    built.write_bytes(b"library")
+    for name in ("started", "done"):
+        (tmp_path / f"extension.{name}").touch()
+    extension.wait_for_build(tmp_path, time.monotonic() + 60)
+    assert (tmp_path / "site" / extension.NAME).read_bytes() == b"library"
 
 
 def test_a_build_that_was_killed_is_noticed(load: Callable[[str], Any], tmp_path: Path) -> None:

@@ -14,30 +14,34 @@ from parity.take import Task
 
 _CHECK_SECONDS = 40
 #: exllamav3 with its extension, and one of its kernels on the card.
-_CHECK = "from parity.steps.extension import check; check('cuda:0')"
+_CHECK = "from parity.steps.extension import check; print(check('cuda:0'))"
 
 
 def take(task: Task) -> dict[str, Any]:
     if task.dry:
         return {"carried": False, "refused": None, "hadamard_error": check("cpu")}
     library, refused = task.work / "site" / extension.NAME, None
-    carried = library.is_file()
-    if carried and (refused := _refused()) is not None:
-        library.unlink()
-        task.keep({"carried": False, "refused": refused})
-    if refused is not None or not carried:
-        extension.wait_for_build(task.work, task.end - 15)
-    return {"carried": carried and refused is None, "refused": refused, "hadamard_error": check("cuda:0")}
+    if library.is_file():
+        try:
+            return {"carried": True, "refused": None, "hadamard_error": _tried()}
+        except RuntimeError as error:
+            refused = str(error)
+            library.unlink()
+            task.keep({"carried": False, "refused": refused})
+    extension.wait_for_build(task.work, task.end - 15)
+    return {"carried": False, "refused": refused, "hadamard_error": _tried()}
 
 
-def _refused() -> str | None:
-    """Why the carried library is of no use here; tried in a process of its own, which it may end or hang."""
+def _tried() -> float:
+    """`check` in a process of its own, which a library that does not fit may end or hang. Raises: RuntimeError."""
     words = [sys.executable, "-c", _CHECK]
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_CHECK_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"its first kernel had not run after {_CHECK_SECONDS} s"
-    return f"ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}" if done.returncode else None
+        raise RuntimeError(f"its first kernel had not run after {_CHECK_SECONDS} s") from None
+    if done.returncode:
+        raise RuntimeError(f"its first kernel ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
+    return float(done.stdout.splitlines()[-1])
 
 
 def check(device: str) -> float:
