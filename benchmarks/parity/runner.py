@@ -46,7 +46,7 @@ def run_steps(setup: Setup, card: str, seconds: float, only: str | None = None, 
     """Take what is left of the steps within `seconds`. Returns 1 where anything failed or is left, else 0."""
     end, results = time.monotonic() + seconds, _results(setup, card)
     _keep(setup, card, results)
-    for step in [step for step in STEPS if only in (None, step.name)]:
+    for step in [step for step in _in_order(results) if only in (None, step.name)]:
         if not again and results.get(step.name, {}).get("ok"):
             print(f"{step.name}: done before")
             continue
@@ -62,6 +62,11 @@ def run_steps(setup: Setup, card: str, seconds: float, only: str | None = None, 
             _keep_log(setup, step.name)
             print(f"{step.name}: {json.dumps(results[step.name])[:1000]}", flush=True)
     return 0 if all(results.get(step.name, {}).get("ok") for step in STEPS) else 1
+
+
+def _in_order(results: Mapping[str, Result]) -> list[Step]:
+    """What readies the machine, then what was never taken, then what failed: it may fail again, and take as long."""
+    return sorted(STEPS, key=lambda step: (not step.local, step.name in results))
 
 
 def _results(setup: Setup, card: str) -> dict[str, Result]:

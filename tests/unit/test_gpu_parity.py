@@ -123,6 +123,7 @@ def test_steps_resume_after_one_that_failed(
         codes.append(runner.run_steps(setup, CARD, 100))
     assert codes == [1, 0, 0]
     assert (setup.work / "taken").read_text().split() == ["tests", "chain", "tests"]
+    assert [step.name for step in runner._in_order({"tests": {"ok": False}})] == ["chain", "tests"]
     assert results(runner, setup)["chain"]["found"] == 42
     assert results(runner, setup)["tests"]["ok"]
 
