@@ -197,6 +197,17 @@ def test_no_step_is_begun_that_would_not_end_in_time(
     assert "tests: left for the next run" in capsys.readouterr().out
 
 
+def test_a_second_try_has_no_less_time_than_the_first(
+    runner: Any, schedule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "answer(ok=False, passed=95)"
+    setup = with_steps(runner, monkeypatch, tmp_path, code, schedule.Step("tests", 60, "see"))
+    for seconds in (30, 50):
+        assert runner.run_steps(setup, CARD, seconds) == 1
+        assert results(runner, setup)["tests"]["limit"] == 30
+    assert "tests: left for the next run" in capsys.readouterr().out
+
+
 def test_wheels_are_collected_for_the_boxs_python(
     load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
