@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from parity.runner import ROOT, Setup, run_steps
+from parity.runner import DRY_CARD, ROOT, Setup, run_steps
 from parity.schedule import CALL_SECONDS, STEPS
 
 #: The box's, by its own list (2026-11).
@@ -31,11 +31,12 @@ def main() -> None:
     if args.prepare is not None:
         _prepare(args)
         return
-    card = "dry run without a card" if args.dry_run else _card()
+    card = DRY_CARD if args.dry_run else _card()
     if card is None:
         print("there is no CUDA device: nvidia-smi names none. Nothing was measured.", file=sys.stderr)
         sys.exit(2)
-    setup = Setup(args.work, args.out, args.kit.resolve() if args.kit else None, args.resume, args.dry_run)
+    # Steps run elsewhere than this process.
+    setup = Setup(args.work.resolve(), args.out, args.kit.resolve() if args.kit else None, args.resume, args.dry_run)
     sys.exit(run_steps(setup, card, 60 * args.minutes, args.step, args.again))
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-#: The name under which results of a dry run are kept.
-CARD = "dry run without a card"
+from parity.runner import DRY_CARD
 
 
 def pretend_card() -> None:
@@ -35,7 +34,7 @@ def _answer_for_the_card() -> None:
         "reset_peak_memory_stats": lambda device=None: None,
         "memory_stats": lambda device=None: defaultdict(int),
         "mem_get_info": lambda device=None: (0, 0),
-        "get_device_name": lambda device=None: CARD,
+        "get_device_name": lambda device=None: DRY_CARD,
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)

@@ -94,8 +94,9 @@ def packed(library: Path, target: Path, versions: Mapping[str, str]) -> Path:
     partial = target.with_suffix(".partial")
     partial.write_bytes(lzma.compress(stripped.read_bytes(), preset=6))
     stripped.unlink()
-    partial.replace(target)
+    # First: without it nobody could tell what the archive is for.
     note_of(target).write_text(json.dumps({**versions, "architecture": ARCHITECTURE}, indent=1) + "\n")
+    partial.replace(target)
     return target
 
 

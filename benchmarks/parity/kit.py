@@ -84,9 +84,11 @@ def prepare(folder: Path, kit: Kit, tell: Callable[[str], None], box: Box | None
     Raises: CalledProcessError, RuntimeError with the last lines of what failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    note = {"made_of": json.loads(json.dumps(asdict(kit))), "made_by": _made_by()}
+    note = {"made_of": json.loads(json.dumps(asdict(kit))), "made_by": _made_by(box)}
     if (folder / NOTE).is_file():
-        _check(folder, json.loads((folder / NOTE).read_text()), note, tell)
+        before = json.loads((folder / NOTE).read_text())
+        _check(folder, before, note, tell)
+        note["made_by"] = before["made_by"] | note["made_by"]
     (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
     parts: list[tuple[str, Callable[[], None]]] = [
         (QUANTS, lambda: _make_quants(folder, kit)),
@@ -105,21 +107,25 @@ def prepare(folder: Path, kit: Kit, tell: Callable[[str], None], box: Box | None
     tell(f"{folder}: {total / 2**20:.1f} MiB{'' if total <= CARRIED_BYTES else ', more than the device tool carries'}")
 
 
-def _made_by() -> dict[str, str]:
-    """Versions that decide what a kit holds."""
+def _made_by(box: Box | None) -> dict[str, str]:
+    """Versions that decide what a kit holds; without a box there are none of wheels and extension."""
     from exltune.store.identity import scoring_versions
 
-    return {"scores": scoring_versions("reference"), "exllamav3": version("exllamav3")}
+    scores = {"scores": scoring_versions("reference")}
+    if box is None:
+        return scores
+    return {**scores, "box": f"exllamav3 {version('exllamav3')}, Python {_version_of(box.python)}, torch {box.torch}"}
 
 
 def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], tell: Callable[[str], None]) -> None:
     """Throw away the parts that other versions have made. Raises: RuntimeError for a kit of other settings."""
     if before["made_of"] != now["made_of"]:
         raise RuntimeError(f"{folder} holds a kit of other settings: remove it, or name another folder")
-    stale = {"scores": (QUANTS, SCORES, TILES), "exllamav3": (WHEELS, EXTENSION)}
-    for what, parts in stale.items():
-        if before["made_by"][what] != now["made_by"][what]:
-            tell(f"{', '.join(parts)}: made by {before['made_by'][what]}, made again by {now['made_by'][what]}")
+    parts_of = {"scores": (QUANTS, SCORES, TILES), "box": (WHEELS, EXTENSION)}
+    for what, versions in now["made_by"].items():
+        parts, old = parts_of[what], before["made_by"].get(what, versions)
+        if old != versions:
+            tell(f"{', '.join(parts)}: made by {old}, made again by {versions}")
             for path in (folder / part for part in parts):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -201,13 +207,14 @@ def _make_extension(folder: Path, box: Box, tell: Callable[[str], None]) -> None
     beside = folder.with_name(f"{folder.name}-build")
     own, site = beside / "env", beside / "site"
     python = own / "bin" / "python"
-    if not (own / "made").is_file():
+    made = own / "made"
+    if not made.is_file() or made.read_text() != box.torch:
         tell(f"{EXTENSION}: installing torch {box.torch} for {box.python}, some 3 GB")
         subprocess.run([str(box.python), "-m", "venv", "--clear", str(own)], check=True)
         pip = [str(python), "-m", "pip", "install", "-q"]
         subprocess.run([*pip, f"torch=={box.torch}", "numpy", "ninja", "setuptools"], check=True)
         wheels.install(folder / WHEELS, site, python)
-        (own / "made").touch()
+        made.write_text(box.torch)
     versions = extension.built_for(python, site)
     tell(f"{EXTENSION}: compiling for {versions}; see {beside / 'objects' / 'build.log'}")
     extension.packed(extension.build(python, site, beside / "objects"), folder / EXTENSION, versions)

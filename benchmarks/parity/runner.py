@@ -18,6 +18,8 @@ from typing import Any
 from parity.schedule import STEPS, Step
 
 ROOT = Path(__file__).resolve().parents[2]
+#: The name under which results of a dry run are kept.
+DRY_CARD = "dry run without a card"
 #: Seconds left under which no step is begun: even a short one starts Python and torch.
 LEAST_SECONDS = 20
 

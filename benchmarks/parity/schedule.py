@@ -6,7 +6,6 @@ up to no more (tests/unit/test_gpu_parity.py), so whatever hangs or is slow, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: What a call may take, less what starting Python and writing results costs.
@@ -49,17 +48,3 @@ STEPS = (
     Step("conversion", 90, "see WORK/conversion.log and WORK/quants/.exltune/*/convert.log", ("extension",)),
     Step("chain", 110, "see WORK/chain.log; exltune tune goes on where it ended", ("extension",)),
 )
-
-
-def by_call(steps: Sequence[Step] = STEPS, calls: Sequence[int] = CALL_SECONDS) -> list[list[str]]:
-    """The steps that each call takes for certain, if every step takes all of its seconds; the rest is the last list."""
-    found: list[list[str]] = [[]]
-    left = list(calls)
-    for step in steps:
-        while left and step.seconds > left[0]:
-            left.pop(0)
-            found.append([])
-        if left:
-            left[0] -= step.seconds
-        found[-1].append(step.name)
-    return found

@@ -30,7 +30,7 @@ class TestExllamaEngine(EngineContract):
     tolerance, nll_tolerance = (6e-3, 1.5e-2) if native() else (2e-3, 5e-3)
     #: fp16 moves keys and values by a step in every row; the values of a step are tested in test_exllamav3_cache.py.
     #: Attention that rounds its scores to fp16, as kernels of cards may, moves the median of three bits to 0.021.
-    cache_tolerance, cache_median = 0.2, 0.04
+    cache_tolerance, cache_median = 0.2, 0.04 if native() else 0.02
     flips = 0.12 if native() else 0.05
     stray_rows = 4 if native() else 1
     hessian_rtol, hessian_atol = 5e-3, 0.2
